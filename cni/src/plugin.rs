@@ -1,0 +1,66 @@
+//! What a plugin is, and what a call gives it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+
+use crate::{AddResult, Error, Object, Version};
+
+/// One interface of one container in one network. The network's name is in
+/// [`Network`]; the three together are the key of all state (spec 0.4.0 on).
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    /// Container and interface.
+    pub key: AttachmentKey,
+    /// Path of the container's network namespace; absent on a late DEL.
+    pub netns: Option<PathBuf>,
+    /// CNI_ARGS: `K=V;K=V`.
+    pub args: BTreeMap<String, String>,
+}
+
+/// Container and interface, as `cni.dev/valid-attachments` lists them too.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttachmentKey {
+    /// CNI_CONTAINERID.
+    pub container_id: String,
+    /// CNI_IFNAME.
+    pub ifname: String,
+}
+
+/// The configuration of the network: what came on standard input.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// `cniVersion`.
+    pub version: Version,
+    /// `name`.
+    pub name: String,
+    /// The whole object, for keys of the plugin's own and for delegation.
+    pub config: Map<String, Value>,
+    /// `prevResult`, whatever version it came in.
+    pub prev_result: Option<AddResult>,
+    /// CNI_PATH: where plugins are looked for.
+    pub path: Vec<PathBuf>,
+}
+
+impl Network {
+    /// The configuration's keys.
+    pub fn keys(&self) -> Object<'_> {
+        Object::root(&self.config)
+    }
+}
+
+/// A plugin: what it does at each verb. Input is validated as far as the
+/// protocol defines it before any method is called.
+pub trait Plugin {
+    /// Makes the attachment, or changes it after an earlier plugin.
+    fn add(&self, attachment: &Attachment, network: &Network) -> Result<AddResult, Error>;
+    /// Fails if something of this plugin's in the attachment is missing or wrong.
+    fn check(&self, attachment: &Attachment, network: &Network) -> Result<(), Error>;
+    /// Removes what is there of the attachment; nothing there is success.
+    fn del(&self, attachment: &Attachment, network: &Network) -> Result<(), Error>;
+    /// Removes what belongs to this network and to no attachment in `valid`.
+    fn gc(&self, valid: &[AttachmentKey], network: &Network) -> Result<(), Error>;
+    /// Fails (50, 51) if an ADD could not be served.
+    fn status(&self, network: &Network) -> Result<(), Error>;
+}
