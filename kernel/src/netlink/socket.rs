@@ -1,0 +1,348 @@
+//! A blocking netlink socket.
+//!
+//! Many messages go out in one system call. Only the last of a batch asks for an
+//! acknowledgement: refusals come back unasked, and 270 acknowledgements are
+//! more than the default receive buffer holds (ENOBUFS), while one stands for
+//! any number. A batch is cut so that even if the kernel refuses every message
+//! of it, the refusals fit.
+
+use std::io;
+use std::ops::{Deref, DerefMut};
+
+use netlink_sys::constants::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use nix::errno::Errno;
+
+use super::attribute::array;
+use super::message::HEADER;
+use super::{Attributes, Message};
+use crate::error::{Error, Result};
+use crate::uapi::NLMSGERR_ATTR_MSG;
+
+/// Messages a batch may hold: refusals are charged about 768 bytes each against a
+/// receive buffer of 212,992.
+const BATCH_MESSAGES: usize = 200;
+/// Bytes a batch may hold; far below the default send buffer.
+const BATCH_BYTES: usize = 64 << 10;
+/// Bytes read at once; the kernel fills dumps up to 32 KiB (`netlink_dump`).
+const RECEIVE_BYTES: usize = 64 << 10;
+/// Times that a dump is repeated because what it lists changed meanwhile.
+const DUMP_ATTEMPTS: usize = 20;
+
+/// A netlink socket of any family.
+#[derive(Debug)]
+pub struct Socket {
+    socket: netlink_sys::Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+/// A socket of the rtnetlink family, in the network namespace in which it was
+/// opened, whatever namespace the thread enters later.
+#[derive(Debug)]
+pub struct Rtnetlink(Socket);
+
+/// A message of a batch that the kernel refused.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// Which one, counted from the first of the batch.
+    pub index: usize,
+    /// Why.
+    pub error: Error,
+}
+
+/// A message that the kernel sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Reply<'a> {
+    /// Message type, RTM_NEWLINK for example.
+    pub kind: u16,
+    /// The message behind `struct nlmsghdr`.
+    pub body: &'a [u8],
+}
+
+impl Reply<'_> {
+    /// The attributes behind a fixed header of `length` bytes.
+    pub fn attributes(&self, length: usize) -> Attributes<'_> {
+        Attributes(self.body.get(length..).unwrap_or(&[]))
+    }
+}
+
+/// What one received message means to the one who waits.
+enum Incoming<'a> {
+    Data(Reply<'a>),
+    Done,
+    Refused(Error),
+    Interrupted,
+}
+
+impl Rtnetlink {
+    /// Opens a socket in the thread's network namespace.
+    pub fn open() -> Result<Self> {
+        let socket = Socket::open(NETLINK_ROUTE)?;
+        let strict = socket.socket.set_netlink_get_strict_chk(true);
+        strict.map_err(|e| Error::io("cannot ask rtnetlink for strict checking", &e))?;
+        Ok(Self(socket))
+    }
+}
+
+impl Deref for Rtnetlink {
+    type Target = Socket;
+
+    fn deref(&self) -> &Socket {
+        &self.0
+    }
+}
+
+impl DerefMut for Rtnetlink {
+    fn deref_mut(&mut self) -> &mut Socket {
+        &mut self.0
+    }
+}
+
+impl Socket {
+    /// Opens a socket for nf_tables in the thread's network namespace.
+    pub fn netfilter() -> Result<Self> {
+        Self::open(NETLINK_NETFILTER)
+    }
+
+    fn open(protocol: isize) -> Result<Self> {
+        let open = || -> io::Result<netlink_sys::Socket> {
+            let socket = netlink_sys::Socket::new(protocol)?;
+            socket.set_ext_ack(true)?;
+            socket.set_cap_ack(true)?;
+            Ok(socket)
+        };
+        let socket = open().map_err(|e| Error::io("cannot open a netlink socket", &e))?;
+        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BYTES) })
+    }
+
+    /// Sends `messages` in order and returns those that the kernel refused. A
+    /// refusal does not stop what comes after it.
+    ///
+    /// # Errors
+    /// The socket itself failed; what was done then is unknown.
+    pub fn batch(&mut self, messages: &mut [Message]) -> Result<Vec<Refusal>> {
+        let mut refused = Vec::new();
+        let mut first = 0;
+        while first < messages.len() {
+            let rest = messages.get_mut(first..).unwrap_or_default();
+            let count = batch_length(rest);
+            let chunk = rest.get_mut(..count).unwrap_or_default();
+            self.send_chunk(chunk, first, &mut refused)?;
+            first += count;
+        }
+        Ok(refused)
+    }
+
+    /// Sends one message and waits until the kernel has done it.
+    pub fn request(&mut self, message: Message) -> Result<()> {
+        let mut messages = [message];
+        match self.batch(&mut messages)?.pop() {
+            None => Ok(()),
+            Some(refusal) => Err(refusal.error),
+        }
+    }
+
+    /// Asks for one object; `None` where the kernel says that it is not there.
+    pub fn get<T>(
+        &mut self,
+        mut message: Message,
+        parse: impl Fn(&Reply) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let sequence = self.next_sequence();
+        self.send(message.finish(sequence, true))?;
+        let mut found = None;
+        let outcome = self.receive(sequence, sequence, |incoming, _| match incoming {
+            Incoming::Data(reply) => {
+                found = found.take().or_else(|| parse(&reply));
+                None
+            }
+            Incoming::Done => Some(Ok(())),
+            Incoming::Refused(error) => Some(Err(error)),
+            Incoming::Interrupted => None,
+        })?;
+        match outcome {
+            Ok(()) => Ok(found),
+            Err(error) if error.is_gone() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lists objects; `parse` picks. Repeated from the start when the list
+    /// changed while it was read.
+    pub fn dump<T>(
+        &mut self,
+        message: &Message,
+        mut parse: impl FnMut(&Reply) -> Option<T>,
+    ) -> Result<Vec<T>> {
+        for _ in 0..DUMP_ATTEMPTS {
+            if let Some(list) = self.dump_once(message.clone(), &mut parse)? {
+                return Ok(list);
+            }
+        }
+        Err(Error::new("cannot list: it changed each time it was read", Errno::EAGAIN))
+    }
+
+    fn dump_once<T>(
+        &mut self,
+        mut message: Message,
+        parse: &mut impl FnMut(&Reply) -> Option<T>,
+    ) -> Result<Option<Vec<T>>> {
+        let sequence = self.next_sequence();
+        self.send(message.finish(sequence, false))?;
+        let mut list = Vec::new();
+        let mut torn = false;
+        let outcome = self.receive(sequence, sequence, |incoming, _| match incoming {
+            Incoming::Data(reply) => {
+                list.extend(parse(&reply));
+                None
+            }
+            Incoming::Interrupted => {
+                torn = true;
+                None
+            }
+            Incoming::Done => Some(Ok(())),
+            Incoming::Refused(error) => Some(Err(error)),
+        })?;
+        outcome?;
+        Ok(if torn { None } else { Some(list) })
+    }
+
+    fn send_chunk(
+        &mut self,
+        chunk: &mut [Message],
+        offset: usize,
+        refused: &mut Vec<Refusal>,
+    ) -> Result<()> {
+        let first = self.sequence.wrapping_add(1);
+        let count = chunk.len();
+        let mut bytes = Vec::with_capacity(chunk.iter().map(Message::len).sum());
+        for (i, message) in chunk.iter_mut().enumerate() {
+            let sequence = self.next_sequence();
+            bytes.extend_from_slice(message.finish(sequence, i + 1 == count));
+        }
+        self.send(&bytes)?;
+        let last = self.sequence;
+        self.receive(first, last, |incoming, sequence| {
+            if let Incoming::Refused(error) = incoming {
+                let index = offset + sequence.wrapping_sub(first) as usize;
+                refused.push(Refusal { index, error });
+            }
+            (sequence == last).then_some(())
+        })
+    }
+
+    fn next_sequence(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<()> {
+        loop {
+            match self.socket.send(bytes, 0) {
+                Ok(_) => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io("cannot send to the kernel by netlink", &e)),
+            }
+        }
+    }
+
+    /// Hands each message that answers sequence numbers `first` to `last` to
+    /// `on`, until that returns something.
+    fn receive<T>(
+        &mut self,
+        first: u32,
+        last: u32,
+        mut on: impl FnMut(Incoming, u32) -> Option<T>,
+    ) -> Result<T> {
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(Error::io("cannot receive from the kernel by netlink", &e)),
+            }
+            let mut rest = self.buffer.as_slice();
+            while let Some((header, body)) = split_message(&mut rest) {
+                // An answer to a request given up on earlier.
+                if header.sequence.wrapping_sub(first) > last.wrapping_sub(first) {
+                    continue;
+                }
+                if header.flags & libc::NLM_F_DUMP_INTR as u16 != 0
+                    && let Some(result) = on(Incoming::Interrupted, header.sequence)
+                {
+                    return Ok(result);
+                }
+                if let Some(result) = on(classify(&header, body), header.sequence) {
+                    return Ok(result);
+                }
+            }
+        }
+    }
+}
+
+/// How many of `messages` go out together.
+fn batch_length(messages: &[Message]) -> usize {
+    let mut bytes = 0;
+    let fitting = messages.iter().take(BATCH_MESSAGES).take_while(|message| {
+        bytes += message.len();
+        bytes <= BATCH_BYTES
+    });
+    fitting.count().max(1)
+}
+
+struct Header {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+}
+
+/// Takes one message off `rest`; `None` at its end.
+fn split_message<'a>(rest: &mut &'a [u8]) -> Option<(Header, &'a [u8])> {
+    let length = u32::from_ne_bytes(array(rest, 0)?) as usize;
+    let header = Header {
+        kind: u16::from_ne_bytes(array(rest, 4)?),
+        flags: u16::from_ne_bytes(array(rest, 6)?),
+        sequence: u32::from_ne_bytes(array(rest, 8)?),
+    };
+    let body = rest.get(HEADER..length)?;
+    *rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+    Some((header, body))
+}
+
+fn classify<'a>(header: &Header, body: &'a [u8]) -> Incoming<'a> {
+    match i32::from(header.kind) {
+        libc::NLMSG_ERROR => match error_of(header.flags, body) {
+            None => Incoming::Done,
+            Some(error) => Incoming::Refused(error),
+        },
+        // A dump's end carries an error number too (`netlink_dump_done`).
+        libc::NLMSG_DONE => match array(body, 0).map(i32::from_ne_bytes) {
+            Some(code) if code < 0 => Incoming::Refused(refused(-code, None)),
+            _ => Incoming::Done,
+        },
+        _ => Incoming::Data(Reply { kind: header.kind, body }),
+    }
+}
+
+/// The error that an NLMSG_ERROR carries; `None` for an acknowledgement.
+fn error_of(flags: u16, body: &[u8]) -> Option<Error> {
+    let code = array(body, 0).map_or(-libc::EIO, i32::from_ne_bytes);
+    if code == 0 {
+        return None;
+    }
+    // `struct nlmsgerr`: the code, the header of the request, and, unless
+    // capped, the request's payload; then the extended ACK's attributes.
+    let request = array(body, 4).map_or(0, u32::from_ne_bytes) as usize;
+    let capped = flags & libc::NLM_F_CAPPED as u16 != 0;
+    let attributes = 4 + if capped { HEADER } else { request.next_multiple_of(4) };
+    let extended = flags & libc::NLM_F_ACK_TLVS as u16 != 0;
+    let tail = if extended { body.get(attributes..).unwrap_or(&[]) } else { &[] };
+    let text = Attributes(tail).find(|a| a.kind == NLMSGERR_ATTR_MSG).and_then(|a| a.str());
+    Some(refused(-code, text))
+}
+
+fn refused(code: i32, text: Option<&str>) -> Error {
+    let mut error = Error::new("the kernel refused", Errno::from_raw(code));
+    error.extack = text.map(str::to_owned);
+    error
+}
