@@ -11,7 +11,7 @@ mount -n -t tmpfs -o mode=755 lib /var/lib
 cp -a /run/.lab/links/etc/. /etc
 cp -a /run/.lab/links/lib/. /var/lib
 mkdir -p /etc/weft/nodes.d /etc/cni/net.d /var/lib/cni
-echo "$1" >/proc/sys/kernel/hostname
+hostname "$1"
 trap - EXIT
 echo "ready $1 $$"
 exec sleep infinity >/dev/null 2>&1

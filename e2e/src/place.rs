@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::Value;
 
 use crate::holder::Holder;
@@ -142,8 +143,12 @@ impl Place {
     /// Starts a process inside and says when, measured right before.
     fn start(&self, mut command: Command) -> io::Result<(Child, Instant)> {
         if self.holder.userns {
-            let started = Instant::now();
-            return command.spawn().map(|child| (child, started));
+            let enter = move || {
+                seccompiler::apply_filter(&setgroups_does_nothing()?).map_err(io::Error::other)?;
+                let started = Instant::now();
+                command.spawn().map(|child| (child, started))
+            };
+            return in_a_thread(enter);
         }
         let namespaces = [
             (CloneFlags::CLONE_NEWNET, File::open(&self.net)?),
@@ -151,8 +156,7 @@ impl Place {
             (CloneFlags::CLONE_NEWPID, File::open(self.view.join("ns/pid"))?),
             (CloneFlags::CLONE_NEWNS, File::open(self.view.join("ns/mnt"))?),
         ];
-        // Namespaces belong to a thread: one that enters them, starts the command
-        // there and ends. It cannot start threads itself after CLONE_NEWPID.
+        // After CLONE_NEWPID the thread can start processes, but no threads.
         let enter = move || {
             unshare(CloneFlags::CLONE_FS)?;
             for (kind, file) in &namespaces {
@@ -161,8 +165,7 @@ impl Place {
             let started = Instant::now();
             command.spawn().map(|child| (child, started))
         };
-        thread::scope(|scope| scope.spawn(enter).join())
-            .unwrap_or_else(|_| Err(io::Error::other("the entering thread panicked")))
+        in_a_thread(enter)
     }
 
     /// The command as this process has to start it: itself where the starting thread
@@ -176,15 +179,42 @@ impl Place {
             return command;
         }
         let mut command = Command::new("nsenter");
-        command.arg("--preserve-credentials");
-        command.arg(namespace("--user=", &self.holder.proc().join("ns/user")));
-        command.arg(namespace("--mount=", &self.view.join("ns/mnt")));
-        command.arg(namespace("--uts=", &self.view.join("ns/uts")));
-        command.arg(namespace("--pid=", &self.view.join("ns/pid")));
-        command.arg(namespace("--net=", &self.net));
-        command.arg("--").args(argv);
+        command.args(self.nsenter().split_off(1)).args(argv);
         command
     }
+
+    /// The command line that any process of the same user can put before a command to
+    /// run it here, for as long as the lab lives.
+    pub fn nsenter(&self) -> Vec<OsString> {
+        let mut words = vec![OsString::from("nsenter")];
+        if self.holder.userns {
+            words.push(OsString::from("--preserve-credentials"));
+            words.push(namespace("--user=", &self.holder.proc().join("ns/user")));
+        }
+        words.push(namespace("--mount=", &self.view.join("ns/mnt")));
+        words.push(namespace("--uts=", &self.view.join("ns/uts")));
+        words.push(namespace("--pid=", &self.view.join("ns/pid")));
+        words.push(namespace("--net=", &self.net));
+        words.push(OsString::from("--"));
+        words
+    }
+}
+
+/// Namespaces and filters belong to a thread: this one is made for them and ends with `work`.
+fn in_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    thread::scope(|scope| scope.spawn(work).join())
+        .unwrap_or_else(|_| Err(io::Error::other("the entering thread panicked")))
+}
+
+/// A seccomp filter that makes setgroups(2) succeed without doing anything. An ordinary
+/// user's namespace forbids the call (user_namespaces(7)), but tcpdump and daemons insist
+/// on it before they drop privileges, even to what they already are.
+fn setgroups_does_nothing() -> io::Result<BpfProgram> {
+    let rules = [(libc::SYS_setgroups, Vec::new())].into_iter().collect();
+    let arch = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
+    SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(0), arch)
+        .and_then(TryInto::try_into)
+        .map_err(io::Error::other)
 }
 
 fn namespace(option: &str, path: &Path) -> OsString {

@@ -1,5 +1,6 @@
 //! What a lab is made of, as plain data: physical links, nodes, addresses, pod ranges.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, ensure};
@@ -195,6 +196,35 @@ impl Topology {
     pub(crate) fn on_link(&self, link: usize) -> impl Iterator<Item = (usize, &Host)> {
         self.hosts.iter().enumerate().filter(move |(_, host)| host.link == link)
     }
+}
+
+/// Prints the links and who is on each, as a person would draw it.
+impl fmt::Display for Topology {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "router")?;
+        for (number, link) in self.links.iter().enumerate() {
+            let last = number + 1 == self.links.len();
+            let (branch, stem) = if last { ('\u{2514}', ' ') } else { ('\u{251c}', '\u{2502}') };
+            writeln!(
+                f,
+                " {branch}\u{2500} {:<12} {} mtu {}",
+                link.name,
+                join(&link.router),
+                link.mtu
+            )?;
+            for (_, host) in self.on_link(number) {
+                let pods = if host.pod_ranges.is_empty() { "not a node" } else { "pods" };
+                let (own, ranges) = (join(&host.addresses), join(&host.pod_ranges));
+                writeln!(f, " {stem}     {:<14} {own}  {pods} {ranges}", host.name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn join(networks: &[IpNetwork]) -> String {
+    let texts: Vec<String> = networks.iter().map(IpNetwork::to_string).collect();
+    texts.join(" ")
 }
 
 /// A host's record in the node map.

@@ -99,8 +99,11 @@ pub fn ping(from: &Place, to: IpAddr, options: &PingOptions) -> Result<PingResul
 /// What [`tcp_bulk`] moved.
 #[derive(Clone, Debug)]
 pub struct Bulk {
-    /// Bytes that arrived.
-    pub bytes: u64,
+    /// Bytes that were sent and acknowledged or on their way at the end.
+    pub sent: u64,
+    /// Bytes that the receiver had read when it heard that the sender was done; what
+    /// was still in its socket then is not counted.
+    pub received: u64,
     /// Bits per second at the receiver.
     pub rate: f64,
     /// Segments sent again.
@@ -109,7 +112,8 @@ pub struct Bulk {
     pub report: Value,
 }
 
-/// Sends `bytes` over one TCP connection by iperf3, from a place to an address of another.
+/// Sends `bytes` over one TCP connection by iperf3, from a place to an address of
+/// another. An error when it takes a minute, as through a path that swallows packets.
 pub fn tcp_bulk(from: &Place, to: &Place, address: IpAddr, bytes: u64) -> Result<Bulk> {
     let address = address.to_string();
     let server = ["iperf3", "--server", "--one-off", "--forceflush", "--bind", &address];
@@ -122,11 +126,13 @@ pub fn tcp_bulk(from: &Place, to: &Place, address: IpAddr, bytes: u64) -> Result
             _ => bail!("the iperf3 server on {} does not listen on {address}", to.name()),
         }
     }
-    let client = ["iperf3", "--client", &address, "--bytes", &bytes.to_string(), "--json"];
+    let client =
+        ["timeout", "60", "iperf3", "--client", &address, "--bytes", &bytes.to_string(), "--json"];
     let report = from.json(&client)?;
     let end = &report["end"];
     Ok(Bulk {
-        bytes: end["sum_received"]["bytes"].as_u64().context("iperf3 reports no bytes")?,
+        sent: end["sum_sent"]["bytes"].as_u64().context("iperf3 reports no bytes")?,
+        received: end["sum_received"]["bytes"].as_u64().context("iperf3 reports no bytes")?,
         rate: end["sum_received"]["bits_per_second"].as_f64().context("iperf3 reports no rate")?,
         retransmits: end["sum_sent"]["retransmits"].as_u64().unwrap_or(0),
         report,
