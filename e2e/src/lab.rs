@@ -18,6 +18,34 @@ use crate::topology::{Families, Family, Host, Topology};
 /// The router's name, as a place and as its host name.
 const ROUTER: &str = "router";
 
+/// The shell's part of [`Lab::reboot`]. The boot ID is a file of the node's own, bound
+/// over the kernel's; its content is a fresh UUID of the kernel's.
+const REBOOT: &str = r"
+for path in /run/netns/*; do umount -n $path 2>/dev/null || true; done
+find /run -mindepth 1 -xdev ! -path '/run/.lab*' ! -path /run/netns ! -path /run/lock -delete
+for link in $(ip -o link show | sed -n 's/^[0-9]*: \([^:@]*\).*/\1/p'); do
+    case $link in lo|eth0) ;; *) ip link del $link 2>/dev/null || true ;; esac
+done
+nft flush ruleset
+ip link set eth0 down
+ip address flush dev eth0
+ip address flush dev lo
+for family in -4 -6; do
+    ip $family route flush table all 2>/dev/null || true
+    ip $family rule flush
+done
+ip link set lo down
+ip nexthop flush >/dev/null
+ip rule add pref 32766 table main
+ip rule add pref 32767 table default
+ip -6 rule add pref 32766 table main
+echo 0 >/proc/sys/net/ipv4/ip_forward
+echo 0 >/proc/sys/net/ipv6/conf/all/forwarding
+umount -n /proc/sys/kernel/random/boot_id 2>/dev/null || true
+cat /proc/sys/kernel/random/uuid >/run/boot_id
+mount -n --bind /run/boot_id /proc/sys/kernel/random/boot_id
+";
+
 /// Where the node map is in each node's mount view.
 pub const NODE_MAP: &str = "/etc/weft/nodes.d/nodes.json";
 
@@ -133,6 +161,32 @@ impl Lab {
         })
     }
 
+    /// Pulls a host's cable (`false`) or plugs it in again: `eth0` stays up and loses its
+    /// carrier. Where the host is alone on its link, the router's interface goes down
+    /// instead and loses the routes that were added by way of it.
+    pub fn set_cable(&self, node: &Node, plugged: bool) -> Result<()> {
+        let index = self.topology.hosts.iter().position(|host| host.name == node.name());
+        let index = index.with_context(|| format!("{} is not in this lab", node.name()))?;
+        let link = node.host.link;
+        let alone = self.topology.on_link(link).count() == 1;
+        let (place, port) = if alone {
+            (&self.router, self.topology.links[link].name.clone())
+        } else {
+            (&self.switch, format!("h{index}"))
+        };
+        let state = if plugged { "up" } else { "down" };
+        place.run_ok(&["ip", "link", "set", &port, state]).map(drop)
+    }
+
+    /// What a reboot leaves of a node: its disk (/etc, /var/lib) and its network as the
+    /// topology has it. Gone are pods, every other link, address, route, rule and
+    /// nf_tables table, and /run; forwarding is off and the boot ID
+    /// (`/proc/sys/kernel/random/boot_id`) another one. Processes go on; end them first.
+    pub fn reboot(&self, node: &Node) -> Result<()> {
+        node.sh(REBOOT)?;
+        Node::configure_of(&self.topology)(node)
+    }
+
     /// Connects hosts and router: a veth pair where a link has one host, else a bridge.
     fn cable(&self, router: u32, hosts: &[u32]) -> Result<()> {
         let mut batch = String::new();
@@ -169,6 +223,8 @@ impl Lab {
         let mut batch = String::from("link set lo up\n");
         for link in &self.topology.links {
             script.push_str(&no_dad(&link.name));
+            // The router keeps its IPv6 addresses when a cable is pulled.
+            writeln!(script, "echo 1 >/proc/sys/net/ipv6/conf/{}/keep_addr_on_down", link.name)?;
             writeln!(batch, "link set {} up", link.name)?;
             batch.push_str(&add_addresses(&link.name, &link.router));
         }

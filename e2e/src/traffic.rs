@@ -99,7 +99,7 @@ pub fn ping(from: &Place, to: IpAddr, options: &PingOptions) -> Result<PingResul
 /// What [`tcp_bulk`] moved.
 #[derive(Clone, Debug)]
 pub struct Bulk {
-    /// Bytes that were sent and acknowledged or on their way at the end.
+    /// Bytes that the sender gave to its socket: at least what was asked for.
     pub sent: u64,
     /// Bytes that the receiver had read when it heard that the sender was done; what
     /// was still in its socket then is not counted.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use e2e::{
     Chain, CniError, Families, Family, Lab, NODE_MAP, PingOptions, Place, RESULTS, Runtime,
-    Section, Spread, Topology, ping, tcp_bulk,
+    Section, Spread, Topology, ping, tcp_bulk, weft_bin_dir,
 };
 use serde_json::{Value, json};
 
@@ -563,6 +563,81 @@ fn the_lab_command_ends_as_its_command_did() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_pulled_cable_cuts_one_node_off() -> Result<()> {
+    for spread in [Spread::Own, Spread::Shared(2)] {
+        let lab = Lab::start(Topology::nodes(3, spread, Families::Both, Families::Both))?;
+        let (one, two, three) = (lab.node("node1")?, lab.node("node2")?, lab.node("node3")?);
+        let quick = PingOptions { wait: 0.1, ..PingOptions::default() };
+        lab.set_cable(one, false)?;
+        for family in [Family::V4, Family::V6] {
+            assert!(!ping(three, one.address(family)?, &quick)?.all());
+            assert!(ping(three, two.address(family)?, &PingOptions::default())?.all());
+        }
+        lab.set_cable(one, true)?;
+        for family in [Family::V4, Family::V6] {
+            let to = one.address(family)?;
+            one.wait_until("carrier", DEADLINE, || {
+                let links = one.json(&["ip", "-j", "link", "show", "eth0"])?;
+                Ok((links[0]["operstate"] == "UP").then_some(()))
+            })?;
+            let result = ping(three, to, &PingOptions { wait: 5.0, ..PingOptions::default() })?;
+            assert!(result.all(), "{spread:?} {}", result.output);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_reboot_leaves_disk_and_physical_network() -> Result<()> {
+    let lab = Lab::lesson_dual()?;
+    let (node, far) = (lab.node("worker1")?, lab.node("worker2")?);
+    let before = node.snapshot()?;
+    let boot = node.run_ok(&["cat", "/proc/sys/kernel/random/boot_id"])?;
+    add_tunnel(node, node.address(Family::V4)?, 1, &[(far.address(Family::V4)?, 2)])?;
+    node.pod("pod-a")?;
+    node.sh("ip route add unreachable 10.0.1.0/24; ip rule add from 10.8.0.1 table 7
+        ip -6 route add unreachable fd10:0:0:1::/64; ip nexthop add id 77 blackhole
+        ip link add veth1 type veth peer name veth2; nft add table inet weft_x
+        echo 1 >/proc/sys/net/ipv4/ip_forward; echo x >/run/weft/stamp
+        mkdir -p /var/lib/cni/networks/pods; echo lease >/var/lib/cni/networks/pods/10.0.1.2")?;
+    lab.reboot(node)?;
+    assert_eq!(node.read_file("/var/lib/cni/networks/pods/10.0.1.2")?, "lease\n");
+    let now = node.run_ok(&["cat", "/proc/sys/kernel/random/boot_id"])?;
+    assert_ne!(now, boot);
+    assert_eq!(far.run_ok(&["cat", "/proc/sys/kernel/random/boot_id"])?, boot);
+    node.sh("rm -r /var/lib/cni/networks; mkdir -p /run/weft")?;
+    before.without(&[Section::Sysctls]).assert_same(&node.snapshot()?);
+    for family in [Family::V4, Family::V6] {
+        let result = ping(node, far.address(family)?, &PingOptions::default())?;
+        assert!(result.all(), "{}", result.output);
+    }
+    lab.reboot(node)?;
+    assert_ne!(node.run_ok(&["cat", "/proc/sys/kernel/random/boot_id"])?, now);
+    Ok(())
+}
+
+#[test]
+fn plugin_executables_are_links_to_the_one_that_cargo_built() -> Result<()> {
+    let dirs = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..4).map(|_| scope.spawn(weft_bin_dir)).collect();
+        asking
+            .into_iter()
+            .map(|thread| thread.join().expect("no panic"))
+            .collect::<Result<Vec<_>>>()
+    })?;
+    let inode = |name: &str| fs::metadata(dirs[0].join(name)).map(|meta| meta.ino());
+    for name in ["veth", "host-local", "routing", "loopback"] {
+        assert_eq!(inode(name)?, inode("weft")?, "{name}");
+    }
+    let lab = Lab::lesson()?;
+    let seen = lab.node("worker1")?.path(&dirs[0].join("routing").to_string_lossy());
+    assert!(seen.is_file(), "a node sees the plugins");
+    let names: Vec<_> = fs::read_dir(&dirs[0])?.flatten().map(|entry| entry.file_name()).collect();
+    assert!(!names.iter().any(|name| name.to_string_lossy().contains("new")), "{names:?}");
+    Ok(())
+}
+
 /// All the other tests of this file once more, as an ordinary user.
 #[test]
 fn ordinary_user() -> Result<()> {
@@ -582,7 +657,7 @@ fn ordinary_user() -> Result<()> {
     let output = Command::new("setpriv")
         .args(nobody)
         .arg(std::env::current_exe()?)
-        .args(["--skip", "ordinary_user"])
+        .args(["--skip", "ordinary_user", "--skip", "plugin_executables"])
         .current_dir("/")
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
