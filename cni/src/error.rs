@@ -2,7 +2,12 @@
 
 use std::fmt;
 
-/// Error codes of CNI spec 1.1.0, section "Error", and our own above 99.
+use serde_json::{Map, Value};
+
+use crate::{Object, Version};
+
+/// Error codes of CNI spec 1.1.0, section "Error", two that the reference
+/// implementation added (8, 999), and our own above 99.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Code {
@@ -18,6 +23,8 @@ pub enum Code {
     Decode = 6,
     /// The network configuration is invalid.
     InvalidConfig = 7,
+    /// CNI_NETNS is the namespace that the plugin itself runs in.
+    InvalidNetns = 8,
     /// Something passing is in the way; the caller should try again later.
     TryAgain = 11,
     /// STATUS: the plugin cannot serve an ADD now.
@@ -30,6 +37,8 @@ pub enum Code {
     CheckFailed = 101,
     /// A delegated plugin failed without an error object of its own.
     Delegate = 102,
+    /// A bug of ours.
+    Internal = 999,
 }
 
 /// What a plugin answers when a verb fails.
@@ -59,6 +68,35 @@ impl Error {
     pub fn context(mut self, context: impl fmt::Display) -> Self {
         self.msg = format!("{context}: {}", self.msg);
         self
+    }
+}
+
+impl Error {
+    /// The error object of the spec, as it goes to standard output.
+    ///
+    /// containerd takes a failed DEL for a success if "not found" stands anywhere
+    /// in its error (go-cni, cni.go), which leaks addresses for good. The words may
+    /// come from the kernel or a delegate, so they are replaced here, at the edge.
+    pub fn to_json(&self, version: Version) -> Value {
+        let mut object = Map::new();
+        object.insert("cniVersion".into(), version.as_str().into());
+        object.insert("code".into(), self.code.into());
+        object.insert("msg".into(), self.msg.replace("not found", "missing").into());
+        if !self.details.is_empty() {
+            let details = self.details.replace("not found", "missing");
+            object.insert("details".into(), details.into());
+        }
+        Value::Object(object)
+    }
+
+    /// Reads another plugin's error object. `None` if `value` is none: an object
+    /// with a code other than 0 is one.
+    pub fn from_json(value: &Value) -> Option<Self> {
+        let Value::Object(map) = value else { return None };
+        let keys = Object::root(map);
+        let code = keys.integer("code", 1, u32::MAX.into()).ok()??;
+        let text = |key| keys.string(key).ok().flatten().unwrap_or_default().to_owned();
+        Some(Self { code: u32::try_from(code).ok()?, msg: text("msg"), details: text("details") })
     }
 }
 

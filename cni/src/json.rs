@@ -35,10 +35,14 @@ impl<'a> Object<'a> {
     /// The value of `key`: the exact key first, else one that differs in case
     /// alone. `null` is absent.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.get_or_null(key).filter(|value| !value.is_null())
+    }
+
+    /// As [`Self::get`], for the few keys where `null` says something that an
+    /// absent key does not.
+    pub fn get_or_null(&self, key: &str) -> Option<&'a Value> {
         let exact = self.map.get(key);
-        let found = exact
-            .or_else(|| self.map.iter().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, v)| v));
-        found.filter(|value| !value.is_null())
+        exact.or_else(|| self.map.iter().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, v)| v))
     }
 
     /// `key` as errors call it: with the path of the object around it.
@@ -82,6 +86,14 @@ impl<'a> Object<'a> {
     /// An object.
     pub fn object(&self, key: &str) -> Result<Option<Object<'a>>, Error> {
         self.get(key).map(|value| Object::of(value, self.path_of(key))).transpose()
+    }
+
+    /// A list of strings.
+    pub fn strings(&self, key: &str) -> Result<Vec<&'a str>, Error> {
+        self.list(key, |item, path| match item {
+            Value::String(text) => Ok(text.as_str()),
+            other => Err(expected("a string", &path, other)),
+        })
     }
 
     /// Each item of a list, read by `item`, which gets the value and its path

@@ -5,14 +5,24 @@
 //! leaves on standard output. This crate turns that into typed calls on a
 //! [`Plugin`] and back. It knows nothing of the kernel or of networking.
 
+mod args;
+mod call;
+mod config;
+mod convert;
+pub mod delegate;
 mod error;
 mod json;
 mod plugin;
 mod result;
+mod run;
 mod version;
 
+pub use args::reject_unknown_args;
+pub use call::{Call, Environment, Request, Verb};
+pub use config::requested_ip;
 pub use error::{Code, Error};
 pub use json::Object;
 pub use plugin::{Attachment, AttachmentKey, Network, Plugin};
 pub use result::{AddResult, Dns, Interface, IpConfig, Route};
+pub use run::run;
 pub use version::Version;

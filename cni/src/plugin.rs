@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use crate::{AddResult, Error, Object, Version};
+use crate::{AddResult, Code, Error, Object, Version};
 
 /// One interface of one container in one network. The network's name is in
 /// [`Network`]; the three together are the key of all state (spec 0.4.0 on).
@@ -37,7 +37,8 @@ pub struct Network {
     pub name: String,
     /// The whole object, for keys of the plugin's own and for delegation.
     pub config: Map<String, Value>,
-    /// `prevResult`, whatever version it came in.
+    /// `prevResult`, whatever version it came in; none on GC and STATUS, and none
+    /// on a DEL that brings an unreadable one.
     pub prev_result: Option<AddResult>,
     /// CNI_PATH: where plugins are looked for.
     pub path: Vec<PathBuf>,
@@ -47,6 +48,16 @@ impl Network {
     /// The configuration's keys.
     pub fn keys(&self) -> Object<'_> {
         Object::root(&self.config)
+    }
+
+    /// The result of the plugins before this one, for a plugin that cannot work
+    /// without: code 7 if there is none.
+    pub fn require_prev_result(&self) -> Result<&AddResult, Error> {
+        self.prev_result.as_ref().ok_or_else(|| {
+            let msg = "prevResult: missing; this plugin must stand after one that makes an \
+                       interface in the list of plugins, and CHECK needs the result of ADD";
+            Error::new(Code::InvalidConfig, msg)
+        })
     }
 }
 
@@ -63,4 +74,9 @@ pub trait Plugin {
     fn gc(&self, valid: &[AttachmentKey], network: &Network) -> Result<(), Error>;
     /// Fails (50, 51) if an ADD could not be served.
     fn status(&self, network: &Network) -> Result<(), Error>;
+    /// Whether the plugin acts in CNI_NETNS. One that does is never called for the
+    /// namespace that it runs in; an IPAM, which does not, never looks at the path.
+    fn enters_netns(&self) -> bool {
+        true
+    }
 }

@@ -41,10 +41,6 @@ pub mod rtax {
 
 /// `rtnetlink.h`: next hop is on the link whatever the routes say.
 pub const RTNH_F_ONLINK: u32 = 4;
-/// `rtnetlink.h`: the link of the next hop has no carrier.
-pub const RTNH_F_LINKDOWN: u32 = 16;
-/// `rtnetlink.h`: the link of the next hop is down.
-pub const RTNH_F_DEAD: u32 = 1;
 
 /// `rtnetlink.h`: RTM_NEWNEXTHOP.
 pub const RTM_NEWNEXTHOP: u16 = 104;

@@ -25,6 +25,11 @@ impl Message {
         message
     }
 
+    /// Replaces the flags besides NLM_F_REQUEST.
+    pub(crate) fn set_flags(&mut self, flags: i32) {
+        self.put_header(6, &((flags | libc::NLM_F_REQUEST) as u16).to_ne_bytes());
+    }
+
     /// Appends an attribute, padded to four bytes.
     pub fn attr(&mut self, kind: u16, payload: &[u8]) -> &mut Self {
         let length = (payload.len() + 4) as u16;
