@@ -158,6 +158,13 @@ impl Rule {
         })
     }
 
+    /// Whether the rule looks something up in `set`.
+    pub(super) fn refers_to(&self, set: &Set) -> bool {
+        let name = set.name();
+        let is_lookup = |e: &Expression| matches!(e, Expression::Lookup { set, .. } if set == name);
+        self.expressions.iter().any(is_lookup)
+    }
+
     /// Appends NFTA_RULE_EXPRESSIONS and NFTA_RULE_USERDATA.
     pub(super) fn encode(&self, message: &mut Message) {
         message.nest(super::uapi::rule::EXPRESSIONS | NESTED, |list| {

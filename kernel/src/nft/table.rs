@@ -110,7 +110,8 @@ impl Table {
         Self { name: name.into(), sets: Vec::new(), chains: Vec::new() }
     }
 
-    /// Adds a set. Names are unique among a table's sets.
+    /// Adds a set. Names are unique among a table's sets; one that no rule refers
+    /// to is not made.
     pub fn set(mut self, set: Set) -> Self {
         self.sets.push(set);
         self
@@ -132,7 +133,7 @@ impl Table {
         Proof {
             table: self.name.clone(),
             digest: digest(&mut self.content()),
-            uses: (self.chains.len() + self.sets.len()) as u32,
+            uses: (self.chains.len() + self.used_sets().count()) as u32,
             chains: self.chains.iter().map(|c| (c.name.clone(), self.uses(c))).collect(),
         }
     }
@@ -157,7 +158,7 @@ impl Table {
     fn content(&self) -> Vec<Command> {
         let mut commands = Vec::new();
         commands.extend(self.chains.iter().map(|chain| self.encode_chain(chain)));
-        for (id, set) in (1..).zip(&self.sets) {
+        for (id, set) in (1..).zip(self.used_sets()) {
             commands.push(self.encode_set(set, id));
             let elements = set.elements();
             let chunks = elements.chunks(ELEMENTS_PER_MESSAGE);
@@ -168,6 +169,11 @@ impl Table {
             commands.extend(rules.map(|(number, rule)| self.encode_rule(chain, rule, number)));
         }
         commands
+    }
+
+    fn used_sets(&self) -> impl Iterator<Item = &Set> {
+        let refers = |chain: &Chain, set: &Set| chain.rules.iter().any(|r| r.refers_to(set));
+        self.sets.iter().filter(move |set| self.chains.iter().any(|chain| refers(chain, set)))
     }
 
     /// NFTA_CHAIN_USE: the chain's rules and the jumps to it.

@@ -54,6 +54,7 @@ fn sample() -> Table {
         Rule::new().source_in(&pods6).destination_in(&pods6).back(),
     ];
     Table::new("weft_test")
+        .set(Set::new("unused", IpVersion::V4, &list))
         .set(pods4)
         .set(pods6)
         .set(ends)

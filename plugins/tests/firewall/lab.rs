@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use kernel::netlink::Socket;
 use kernel::nft::{self, Table};
@@ -38,9 +39,99 @@ pub(crate) fn run(script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Whether the command of `script` succeeds.
-pub(crate) fn succeeds(script: &str) -> bool {
-    Command::new("sh").args(["-euc", script]).output().unwrap().status.success()
+/// Two nodes on two links, a router between them, a host outside, and an intruder
+/// on the first node's link. Pods `pod1` and `pod2` are reached through the
+/// tunnel; the router knows a way to them besides. Strict reverse path filtering
+/// everywhere.
+pub(crate) const CLUSTER: &str = r#"
+for name in router outside intruder node1 node2 pod1 pod2; do
+  ip netns add $name
+  ip -n $name link set lo up
+  ip netns exec $name sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 \
+    net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.rp_filter=1 \
+    net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0
+done
+ip -n router link add link1 type bridge
+ip -n router link set link1 up
+attach() { # namespace, address, IPv6 address, router's: a port of the router's bridge
+  ip -n $1 link add eth0 type veth peer name port-$1 netns router
+  ip -n router link set port-$1 master link1 up
+  address $1 $2 $3 192.168.1.254 2001:db8:1::fe
+}
+connect() { # the same, on a link of its own
+  ip -n $1 link add eth0 type veth peer name port-$1 netns router
+  ip -n router addr add $4/24 dev port-$1
+  ip -n router addr add $5/64 dev port-$1 nodad
+  ip -n router link set port-$1 up
+  address $@
+}
+address() {
+  ip -n $1 addr add $2/24 brd + dev eth0
+  ip -n $1 addr add $3/64 dev eth0 nodad
+  ip -n $1 link set eth0 up
+  ip -n $1 route add default via $4
+  ip -n $1 route add default via $5
+}
+ip -n router addr add 192.168.1.254/24 dev link1
+ip -n router addr add 2001:db8:1::fe/64 dev link1 nodad
+attach node1 192.168.1.1 2001:db8:1::1
+attach intruder 192.168.1.66 2001:db8:1::66
+connect node2 192.168.2.1 2001:db8:2::1 192.168.2.254 2001:db8:2::fe
+connect outside 203.0.113.9 2001:db8:9::9 203.0.113.254 2001:db8:9::fe
+for i in 1 2; do
+  ip -n router route add 10.0.$i.0/24 via 192.168.$i.1
+  ip -n router route add fd00:$i::/64 via 2001:db8:$i::1
+  ip -n node$i link add host-end group 2003134068 type veth peer name eth0 netns pod$i
+  ip -n node$i link set host-end up
+  ip -n node$i route add 10.0.$i.2 dev host-end
+  ip -n node$i route add fd00:$i::2 dev host-end
+  ip -n node$i addr add 10.0.$i.1/32 dev host-end
+  ip -n node$i addr add fd00:$i::1/128 dev host-end nodad
+  ip -n pod$i addr add 10.0.$i.2/32 dev eth0
+  ip -n pod$i addr add fd00:$i::2/128 dev eth0 nodad
+  ip -n pod$i link set eth0 up
+  ip -n pod$i route add 10.0.$i.1 dev eth0
+  ip -n pod$i route add default via 10.0.$i.1
+  ip -n pod$i route add fd00:$i::1 dev eth0
+  ip -n pod$i route add default via fd00:$i::1
+  ip -n node$i link add weft.1 address 0a:58:0a:00:0$i:00 type vxlan id 1 dstport 8472 \
+    local 192.168.$i.1 dev eth0 nolearning
+  ip -n node$i addr add 10.0.$i.0/32 dev weft.1
+  ip -n node$i addr add fd00:$i::/128 dev weft.1 nodad
+  ip -n node$i link set weft.1 up
+done
+peer() { # of node $1: node $2
+  ip -n node$1 neigh add 10.0.$2.0 lladdr 0a:58:0a:00:0$2:00 dev weft.1 nud permanent
+  ip -n node$1 neigh add fe80::$2 lladdr 0a:58:0a:00:0$2:00 dev weft.1 nud permanent
+  bridge -n node$1 fdb add 0a:58:0a:00:0$2:00 dst 192.168.$2.1 dev weft.1 self permanent
+  ip -n node$1 route add 10.0.$2.0/24 via 10.0.$2.0 dev weft.1 onlink src 10.0.$1.0
+  ip -n node$1 route add fd00:$2::/64 via fe80::$2 dev weft.1 src fd00:$1::
+}
+peer 1 2
+peer 2 1
+"#;
+
+/// Where a datagram came from that `client` sent from `source` (an unspecified
+/// address and port 0 as routes have it) to `dial`, as the server in `server` at
+/// `listen` saw it. The answer must reach the client, and come from `dial`.
+pub(crate) fn talk(
+    (client, source): (&str, &str),
+    dial: &str,
+    (server, listen): (&str, &str),
+) -> SocketAddr {
+    let patience = Some(Duration::from_secs(5));
+    let server = within(server, || UdpSocket::bind(listen).unwrap());
+    let client = within(client, || UdpSocket::bind(source).unwrap());
+    server.set_read_timeout(patience).unwrap();
+    client.set_read_timeout(patience).unwrap();
+    client.connect(dial).unwrap();
+    client.send(b"question").unwrap();
+    let mut buffer = [0; 16];
+    let (_, seen) = server.recv_from(&mut buffer).expect("the question arrives");
+    server.send_to(b"answer", seen).unwrap();
+    let length = client.recv(&mut buffer).expect("the answer arrives");
+    assert_eq!(&buffer[..length], b"answer");
+    seen
 }
 
 /// Runs `work` in the network namespace `name`.

@@ -4,8 +4,14 @@
 
 #![allow(missing_docs)]
 
+mod guard;
 mod lab;
+mod masquerading;
 mod spoof;
 
+#[path = "../../src/routing/masquerade.rs"]
+mod masquerade;
+#[path = "../../src/routing/peer_guard.rs"]
+mod peer_guard;
 #[path = "../../src/veth/spoof_check.rs"]
 mod spoof_check;
