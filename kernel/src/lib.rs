@@ -1,5 +1,5 @@
-//! The Linux kernel's networking, as far as weft uses it: rtnetlink, network
-//! namespaces, sysctls. It knows nothing of CNI.
+//! The Linux kernel's networking, as far as weft uses it: rtnetlink, nf_tables,
+//! network namespaces, sysctls. It knows nothing of CNI.
 //!
 //! Requests are typed values ([`Route`], [`Neighbour`], [`FdbEntry`], …) that
 //! turn into netlink messages and print as the `ip` or `bridge` words that say
@@ -13,6 +13,7 @@ pub mod neighbour;
 pub mod netlink;
 pub mod netns;
 pub mod nexthop;
+pub mod nft;
 pub mod route;
 pub mod sysctl;
 pub mod uapi;

@@ -11,6 +11,8 @@ use std::ops::{Deref, DerefMut};
 
 use netlink_sys::constants::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::errno::Errno;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::SndBufForce;
 
 use super::attribute::array;
 use super::message::HEADER;
@@ -228,6 +230,46 @@ impl Socket {
                 refused.push(Refusal { index, error });
             }
             (sequence == last).then_some(())
+        })
+    }
+
+    /// Sends a nfnetlink transaction, from its begin to its end, in one piece and
+    /// returns the messages for which the kernel refused it. Refused once, it is
+    /// refused whole.
+    ///
+    /// # Errors
+    /// The socket itself failed; what was done then is unknown.
+    pub fn transaction(&mut self, messages: &mut [Message]) -> Result<Vec<Refusal>> {
+        let first = self.sequence.wrapping_add(1);
+        // The last command, not the end of the transaction: that is
+        // acknowledged since Linux 6.10 only.
+        let acknowledged = messages.len().saturating_sub(2);
+        let mut bytes = Vec::with_capacity(messages.iter().map(Message::len).sum());
+        for (i, message) in messages.iter_mut().enumerate() {
+            let sequence = self.next_sequence();
+            bytes.extend_from_slice(message.finish(sequence, i == acknowledged));
+        }
+        self.make_room(bytes.len())?;
+        self.send(&bytes)?;
+        let last = first.wrapping_add(acknowledged as u32);
+        let mut refused = Vec::new();
+        self.receive(first, last, |incoming, sequence| {
+            if let Incoming::Refused(error) = incoming {
+                refused.push(Refusal { index: sequence.wrapping_sub(first) as usize, error });
+            }
+            // Refused at its begin, a transaction may get no other answer.
+            (sequence == last || sequence == first).then_some(())
+        })?;
+        Ok(refused)
+    }
+
+    /// Lets the send buffer hold a message of `length` bytes.
+    fn make_room(&self, length: usize) -> Result<()> {
+        if length <= BATCH_BYTES {
+            return Ok(());
+        }
+        setsockopt(&self.socket, SndBufForce, &length).map_err(|errno| {
+            Error::new(format!("cannot make a netlink send buffer of {length} bytes"), errno)
         })
     }
 
