@@ -109,6 +109,8 @@ pub struct VxlanDevice {
 /// What to change of a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkChange<'a> {
+    /// New name; the device must be down.
+    pub name: Option<&'a str>,
     /// Administrative state.
     pub up: Option<bool>,
     /// Bytes.
@@ -252,6 +254,9 @@ impl LinkChange<'_> {
             Some(false) => (0, UP),
         };
         let mut message = Message::new(libc::RTM_NEWLINK, 0, &header(index, flags, mask));
+        if let Some(name) = self.name {
+            message.attr_str(libc::IFLA_IFNAME, name);
+        }
         if let Some(mtu) = self.mtu {
             message.attr_u32(libc::IFLA_MTU, mtu);
         }
@@ -280,6 +285,7 @@ impl LinkChange<'_> {
     /// The change as arguments of `ip link set NAME`.
     pub fn words(&self) -> String {
         let mut words = Vec::new();
+        words.extend(self.name.map(|name| format!("name {name}")));
         words.extend(self.mtu.map(|mtu| format!("mtu {mtu}")));
         words.extend(self.mac.map(|mac| format!("address {}", format_mac(&mac))));
         words.extend(self.alias.map(|alias| format!("alias {alias:?}")));
