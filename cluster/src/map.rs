@@ -16,8 +16,8 @@ use crate::node::Node;
 use crate::record::{self, Record};
 
 /// Files up to this size are read whole and parsed in place, larger ones as they
-/// are read: parsing in place is several times faster, but the `kubectl` output
-/// of 10,000 nodes is some 100 MB, of which one in a hundred is needed.
+/// are read, so that memory is bounded by the nodes and not by the file: the
+/// compact map of 10,000 nodes has 1.2 MB, their Kubernetes NodeList easily 150.
 const WHOLE: u64 = 8 << 20;
 
 /// The node map, judged: what of it is applied, what is not yet, and what is not

@@ -322,7 +322,7 @@ fn ten_thousand_nodes() {
     println!("10,000 nodes, {} octets: {took:?}", json.len());
     assert_eq!(map.nodes.len(), 10_000);
     assert!(map.is_sound());
-    // Twenty times what an optimised build takes; a square would take minutes.
+    // Generous, for a debug build on a busy machine: it catches a square, no less.
     assert!(took.as_secs() < 5, "{took:?}");
     assert_eq!(Map::from_value(&value, "test").unwrap().nodes, map.nodes);
 }
