@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use crate::error::{Error, Result};
 use crate::netlink::{Attribute, Message, Reply, Rtnetlink};
-use crate::uapi::{VETH_INFO_PEER, vxlan};
+use crate::uapi::{IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE, VETH_INFO_PEER, vxlan};
 use crate::{MacAddress, format_mac};
 
 /// Link group of the host ends of our veth pairs, "weft" in ASCII: one static
@@ -123,6 +123,9 @@ pub struct LinkChange<'a> {
     pub group: Option<u32>,
     /// Outer source of a VXLAN device.
     pub vxlan_local: Option<IpAddr>,
+    /// No IPv6 link-local address of the kernel's own making
+    /// (IN6_ADDR_GEN_MODE_NONE); refused where the kernel has no IPv6.
+    pub no_link_local: bool,
 }
 
 impl VethPair<'_> {
@@ -271,6 +274,13 @@ impl LinkChange<'_> {
         if let Some(group) = self.group {
             message.attr_u32(libc::IFLA_GROUP, group);
         }
+        if self.no_link_local {
+            message.nest(libc::IFLA_AF_SPEC, |families| {
+                families.nest(libc::AF_INET6 as u16, |ipv6| {
+                    ipv6.attr_u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE);
+                });
+            });
+        }
         if let Some(local) = self.vxlan_local {
             message.nest(libc::IFLA_LINKINFO, |info| {
                 info.attr_str(libc::IFLA_INFO_KIND, "vxlan");
@@ -291,6 +301,7 @@ impl LinkChange<'_> {
         words.extend(self.alias.map(|alias| format!("alias {alias:?}")));
         words.extend(self.group.map(|group| format!("group {group}")));
         words.extend(self.vxlan_local.map(|ip| format!("type vxlan local {ip}")));
+        words.extend(self.no_link_local.then(|| "addrgenmode none".to_owned()));
         words.extend(self.up.map(|up| if up { "up" } else { "down" }.to_owned()));
         words.join(" ")
     }

@@ -149,7 +149,7 @@ fn own_ranges(ipam: &Object) -> Result<Vec<IpNetwork>, Error> {
     let mut host = Rtnetlink::open().map_err(refused)?;
     let loaded = source.load()?;
     let own = node::own(&loaded.map, &source, crate::routing::config::DEFAULT_PROTOCOL, &mut host)?;
-    Ok(own.node.pod_ranges.clone())
+    Ok(own.pod_ranges)
 }
 
 /// Whether the attachment has a host end, or is being made or removed right now.

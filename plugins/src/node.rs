@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use cluster::{Host, Identity, Map, Own, OwnError, identity, own_node};
+use cluster::{Host, Identity, Map, Node, OwnError, identity, own_node};
 use cni::{Code, Error, Network, Object};
+use ipnetwork::IpNetwork;
 use kernel::Rtnetlink;
 use kernel::link::Link;
 use kernel::route::{Filter, Kind};
@@ -121,17 +122,19 @@ impl Source {
     }
 }
 
-/// Which node of `map` this host is.
+/// Which node of `map` this host is. A record of ours that is quarantined goes on
+/// being used while our own-range route confirms it: another node's mistake must
+/// not stop this one.
 ///
 /// # Errors
 /// Code 7 where it is none of them or cannot be told; 11 where its record has no
 /// pod range yet, which whoever gives ranges out will mend.
-pub(crate) fn own<'m>(
-    map: &'m Map,
+pub(crate) fn own(
+    map: &Map,
     source: &Source,
     protocol: u8,
     host: &mut Rtnetlink,
-) -> Result<Own<'m>, Error> {
+) -> Result<Node, Error> {
     let addresses = host_addresses(host)?;
     let name_file = std::fs::read_to_string(NAME_FILE).ok();
     let host_name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
@@ -142,22 +145,34 @@ pub(crate) fn own<'m>(
         host_name: host_name.as_deref(),
         own_ranges: &[],
     };
-    let found = match own_node(map, &seen) {
-        // Only now is it worth listing routes.
-        Err(OwnError::Unknown(_)) => {
-            let ranges = own_range_routes(protocol, host)?;
-            seen.own_ranges = &ranges;
-            own_node(map, &seen)
+    match own_node(map, &seen) {
+        Ok(own) => return Ok(own.node.clone()),
+        Err(OwnError::Unknown(_) | OwnError::Quarantined { .. }) => {}
+        Err(error) => return Err(not_told(&error)),
+    }
+    // Only now is it worth listing routes.
+    let ranges = own_range_routes(protocol, host)?;
+    seen.own_ranges = &ranges;
+    match own_node(map, &seen) {
+        Ok(own) => Ok(own.node.clone()),
+        Err(OwnError::Quarantined { node, text }) if confirms(&ranges, &node) => {
+            log::warn!("{text}; it is used as it stands while the kernel has its own-range route");
+            Ok(*node)
         }
-        other => other,
+        Err(error) => Err(not_told(&error)),
+    }
+}
+
+fn confirms(ranges: &[IpNetwork], node: &Node) -> bool {
+    !node.pod_ranges.is_empty() && node.pod_ranges.iter().all(|range| ranges.contains(range))
+}
+
+fn not_told(error: &OwnError) -> Error {
+    let code = match error {
+        OwnError::NoRangeYet { .. } => Code::TryAgain,
+        _ => Code::InvalidConfig,
     };
-    found.map_err(|e| {
-        let code = match &e {
-            OwnError::NoRangeYet { .. } => Code::TryAgain,
-            _ => Code::InvalidConfig,
-        };
-        Error::new(code, e.to_string())
-    })
+    Error::new(code, error.to_string())
 }
 
 /// This host's addresses, each with the name of its interface. Those of pods'
@@ -172,10 +187,7 @@ fn host_addresses(host: &mut Rtnetlink) -> Result<Vec<(IpAddr, String)>, Error> 
     Ok(addresses.iter().filter_map(|a| Some((a.address.ip(), name_of(a.index)?))).collect())
 }
 
-fn own_range_routes(
-    protocol: u8,
-    host: &mut Rtnetlink,
-) -> Result<Vec<ipnetwork::IpNetwork>, Error> {
+fn own_range_routes(protocol: u8, host: &mut Rtnetlink) -> Result<Vec<IpNetwork>, Error> {
     let mut ranges = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         let filter = Filter { family: family as u8, protocol, ..Filter::default() };
@@ -187,7 +199,7 @@ fn own_range_routes(
 
 /// The link that holds one of `node`'s addresses; of `family`'s where given.
 pub(crate) fn link_of(
-    node: &cluster::Node,
+    node: &Node,
     family: Option<cluster::Family>,
     host: &mut Rtnetlink,
 ) -> Result<Option<(Link, IpAddr)>, Error> {
@@ -207,7 +219,7 @@ pub(crate) fn link_of(
 pub(crate) fn underlay_mtu(source: &Source, host: &mut Rtnetlink) -> Result<Option<u32>, Error> {
     let Ok(loaded) = source.load() else { return Ok(None) };
     let Ok(own) = own(&loaded.map, source, DEFAULT_PROTOCOL, host) else { return Ok(None) };
-    Ok(link_of(own.node, None, host)?.map(|(link, _)| link.mtu))
+    Ok(link_of(&own, None, host)?.map(|(link, _)| link.mtu))
 }
 
 fn invalid(error: &cluster::MapError) -> Error {

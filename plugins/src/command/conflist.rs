@@ -69,7 +69,7 @@ fn read(file: &Path) -> Result<Option<RoutingNetwork>> {
     let whole: Map<String, Value> = serde_json::from_slice(&text).context("is not JSON")?;
     let keys = Object::root(&whole);
     let plugins = match keys.get("plugins") {
-        Some(_) => keys.list("plugins", |value, path| Object::of(value, path))?,
+        Some(_) => keys.list("plugins", Object::of)?,
         None => vec![keys.clone()],
     };
     let mut routing = None;

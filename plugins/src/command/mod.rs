@@ -10,7 +10,7 @@ use kernel::Rtnetlink;
 
 use crate::routing::sync::{Do, Outcome, sync};
 use crate::routing::teardown::teardown;
-use crate::state_dir;
+use crate::{state_dir, veth};
 use arguments::{Action, Arguments};
 use conflist::RoutingNetwork;
 
@@ -41,6 +41,9 @@ fn act(arguments: &Arguments) -> Result<ExitCode> {
         Action::Plan => for_each(arguments, plan_one),
         Action::Teardown => {
             let code = for_each(arguments, teardown_one)?;
+            if veth::remove_spoof_check()? {
+                println!("removed the spoof check; the next ADD brings it back");
+            }
             state_dir::remove_all()?;
             Ok(code)
         }

@@ -175,19 +175,30 @@ fn create(device: &VxlanDevice, config: &Config, host: &mut Rtnetlink) -> Result
         let Some(link) = host.link_by_name(&device.name).map_err(refused)? else {
             return Err(Error::new(Code::Kernel, format!("link {} vanished", device.name)));
         };
-        // A peer's pod could otherwise advertise itself as this node's router.
-        sysctl::set(&format!("net/ipv6/conf/{}/accept_ra", device.name), "0").map_err(refused)?;
+        let accept_ra = format!("net/ipv6/conf/{}/accept_ra", device.name);
+        // Absent where the kernel has no IPv6.
+        if sysctl::get(&accept_ra).map_err(refused)?.is_some() {
+            // A peer's pod could otherwise advertise itself as this node's router.
+            sysctl::set(&accept_ra, "0").map_err(refused)?;
+            // Peers send to the address derived from the MAC, whatever addr_gen_mode
+            // is by default.
+            set(LinkChange { no_link_local: true, ..LinkChange::default() }, &link, host)?;
+        }
         let mark = mark(config);
         let up = LinkChange { up: Some(true), alias: Some(&mark), ..LinkChange::default() };
-        host.request(up.message(link.index)).map_err(|e| {
-            refused(e.about(format_args!("cannot set VXLAN device {} up", device.name)))
-        })
+        set(up, &link, host)
     };
     set_up(host).inspect_err(|_| {
         // Half made, it would look like one that somebody took down.
         if let Ok(Some(link)) = host.link_by_name(&device.name) {
             let _ = remove(&link, host);
         }
+    })
+}
+
+fn set(change: LinkChange, link: &Link, host: &mut Rtnetlink) -> Result<(), Error> {
+    host.request(change.message(link.index)).map_err(|e| {
+        refused(e.about(format_args!("`ip link set {} {}` failed", link.name, change.words())))
     })
 }
 

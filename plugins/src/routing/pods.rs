@@ -30,9 +30,7 @@ pub(super) fn adjust_mtu(
         if !is_host_end(&link) || alias.network != config.network || link.mtu == mtu {
             continue;
         }
-        if what == Do::Plan {
-            changes.push(format!("ip link set {} mtu {mtu} (and its other end)", link.name));
-        } else if adjust(&link, Path::new(&alias.netns), mtu, host)? {
+        if what == Do::Plan || adjust(&link, Path::new(&alias.netns), mtu, host)? {
             changes.push(format!("ip link set {} mtu {mtu} (and its other end)", link.name));
         }
     }

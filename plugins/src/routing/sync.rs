@@ -11,6 +11,7 @@ use super::config::Config;
 use super::desired::{Desired, Inputs, desired, device};
 use super::device;
 use super::difference::{Change, difference};
+use super::firewall;
 use super::host::{OnLink, underlay};
 use super::observed::Observed;
 use super::pods;
@@ -49,7 +50,7 @@ pub(crate) fn sync(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Ou
         Do::Plan => None,
     };
     let loaded = config.source.load()?;
-    let own = node::own(&loaded.map, &config.source, config.protocol, host)?.node;
+    let own = &node::own(&loaded.map, &config.source, config.protocol, host)?;
     let underlay = underlay(config, &loaded.map, own, host)?;
     let on_link = OnLink::read(config.protocol, host)?;
 
@@ -100,6 +101,8 @@ pub(crate) fn sync(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Ou
         device::apply(late, config, host)?;
         config.source.keep(&loaded)?;
     }
+    let tables = firewall::tables(config, &loaded.map, own);
+    outcome.changes.extend(firewall::converge(config, &tables, what)?);
     outcome.changes.extend(pods::adjust_mtu(config, state.pod_mtu, what, host)?);
     Ok(outcome)
 }

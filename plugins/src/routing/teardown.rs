@@ -8,10 +8,11 @@ use super::config::Config;
 use super::desired::Desired;
 use super::device;
 use super::difference::difference;
+use super::firewall;
 use super::observed::Observed;
 use super::sync::{apply, lock, namer};
 
-/// Removes the routes, nexthops and devices of `config`'s network; returns what
+/// Removes the routes, nexthops, devices and nf_tables tables of `config`'s network; returns what
 /// was removed, as commands.
 pub(crate) fn teardown(config: &Config, host: &mut Rtnetlink) -> Result<Vec<String>, Error> {
     let _lock = lock()?;
@@ -24,5 +25,6 @@ pub(crate) fn teardown(config: &Config, host: &mut Rtnetlink) -> Result<Vec<Stri
         device::remove(&link, host)?;
         removed.push(format!("ip link del {}", link.name));
     }
+    removed.extend(firewall::remove(config)?);
     Ok(removed)
 }

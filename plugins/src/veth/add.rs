@@ -207,7 +207,11 @@ fn make_host_end(plan: &Plan, alias: &str, host: &mut Rtnetlink) -> Result<(), E
     let name = &plan.host_name;
     // Before it is up: one router advertisement of the pod would give the node a
     // default route (CVE-2020-10749).
-    sysctl::set(&format!("net/ipv6/conf/{name}/accept_ra"), "0").map_err(refused)?;
+    let accept_ra = format!("net/ipv6/conf/{name}/accept_ra");
+    // Absent where the kernel has no IPv6.
+    if sysctl::get(&accept_ra).map_err(refused)?.is_some() {
+        sysctl::set(&accept_ra, "0").map_err(refused)?;
+    }
     if plan.has(true) {
         sysctl::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0").map_err(refused)?;
     }

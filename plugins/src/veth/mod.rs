@@ -12,6 +12,7 @@ use cni::{AddResult, Attachment, AttachmentKey, Error, Network, Plugin};
 
 use crate::ipam::Ipam;
 pub(crate) use plan::POD_ROUTE_PROTOCOL;
+pub(crate) use spoof_check::remove as remove_spoof_check;
 
 /// The plugin.
 pub(crate) struct Veth;
