@@ -12,7 +12,7 @@ use crate::{MacAddress, format_mac};
 const NDMSG: usize = 12;
 
 /// How far an entry is trusted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     /// Never expires, never relearned.
     Permanent,
@@ -23,7 +23,7 @@ pub enum State {
 }
 
 /// An IP address on a link and its hardware address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Neighbour {
     /// Interface.
     pub index: u32,
@@ -38,7 +38,7 @@ pub struct Neighbour {
 }
 
 /// Where a VXLAN device sends frames for a hardware address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FdbEntry {
     /// VXLAN device.
     pub index: u32,

@@ -253,7 +253,7 @@ impl Steps {
 
 /// MTU of the link that holds this node's address, else of the default route's.
 fn underlay_mtu(network: &Network, host: &mut Rtnetlink) -> Result<u32, Error> {
-    if let Some(mtu) = node::underlay_mtu(&Source::of_ipam(network)?, host)? {
+    if let Some(mtu) = node::underlay_mtu(&network.name, &Source::of_ipam(network)?, host)? {
         return Ok(mtu);
     }
     for family in [libc::AF_INET, libc::AF_INET6] {
