@@ -118,6 +118,7 @@ fn nft_reads_what_was_written() {
         assert!(ensure(&mut socket, &sample()).unwrap());
         let digest = format!("{:016x}", sample().proof().digest());
         assert_eq!(nft("list ruleset"), SAMPLE.replace("DIGEST", &digest));
+        assert!(nft("-j list ruleset").contains("weft_test"));
         assert!(!ensure(&mut socket, &sample()).unwrap(), "installed twice");
     });
 }
