@@ -3,9 +3,11 @@
 use std::net::IpAddr;
 
 use kernel::link::HOST_END_GROUP;
+use kernel::netlink::Socket;
+use kernel::nft::remove;
 
 use crate::lab::{
-    CLUSTER, changed, counted, in_lab, inject, install, ip, received, run, udp, within,
+    CLUSTER, changed, counted, in_lab, inject, install, ip, received, run, udp, wait_for, within,
 };
 use crate::masquerading::{list, protect};
 use crate::peer_guard::{PeerGuard, table_name};
@@ -59,6 +61,7 @@ fn guard(number: u8, guard: bool, no_track: bool) {
         tunnel_ends: &ends,
         port: PORT,
         vni: VNI.into(),
+        device: "weft.1",
         host_ends: HOST_END_GROUP,
         guard,
         no_track,
@@ -259,6 +262,33 @@ fn what_pods_and_services_send_to_tunnel_ends_is_dropped() {
         protect(&[], &[], &[]);
         guard(2, true, true);
         withstand(&from_inside());
+    });
+}
+
+/// A peer's pods, or who poses as the peer inside the tunnel.
+#[test]
+fn a_tunnel_inside_the_tunnel_is_dropped() {
+    in_lab(|| {
+        run(CLUSTER);
+        run(MORE);
+        for (from, to) in [("192.168.2.1", "10.0.1.0"), ("2001:db8:2::1", "fd00:1::")] {
+            within("node1", || remove(&mut Socket::netfilter().unwrap(), &table_name(87)).unwrap());
+            let device = if to == "10.0.1.0" { "weft.1" } else { "weft6" };
+            let nested = Attack {
+                what: format!("nested, to {to}"),
+                ..attack("", ("node2", from), (to, PORT), "node1")
+            };
+            let before = received("node1", device);
+            let expected = before + if device == "weft.1" { 2 } else { 1 };
+            inject("node2", &nested.packets[0], 0);
+            wait_for(&nested.what, || received("node1", device) == expected);
+            guard(1, true, true);
+            inject("node2", &nested.packets[0], 0);
+            let drops = || counted("node1", &table_name(87)).values().sum::<u64>();
+            wait_for(&nested.what, || drops() == 1);
+            let outer = u64::from(device == "weft.1");
+            assert_eq!(received("node1", device), expected + outer, "{}", nested.what);
+        }
     });
 }
 

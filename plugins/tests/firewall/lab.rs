@@ -1,7 +1,6 @@
 //! Namespaces, packets made by hand, and counts of what arrived.
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::process::Command;
@@ -286,14 +285,16 @@ pub(crate) fn received(name: &str, device: &str) -> u64 {
 }
 
 /// Waits until `reading` gives something else than `before`, and returns that.
-pub(crate) fn changed<T: PartialEq + Debug>(what: &str, before: &T, reading: impl Fn() -> T) -> T {
+pub(crate) fn changed<T: PartialEq>(what: &str, before: &T, reading: impl Fn() -> T) -> T {
+    wait_for(what, || reading() != *before);
+    reading()
+}
+
+/// Waits until `happened`.
+pub(crate) fn wait_for(what: &str, happened: impl Fn() -> bool) {
     let start = Instant::now();
-    loop {
-        let now = reading();
-        if now != *before {
-            return now;
-        }
-        assert!(start.elapsed() < Duration::from_secs(5), "{what}: nothing happens, {now:?}");
+    while !happened() {
+        assert!(start.elapsed() < Duration::from_secs(5), "{what}: nothing happens");
         thread::yield_now();
     }
 }
