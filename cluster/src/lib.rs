@@ -5,12 +5,14 @@
 //! map ([`Map::read`], [`identity`]); nothing looks at the kernel. That is what
 //! lets every node, alone, come to the same answer as its peers.
 
+mod compact;
 mod conflict;
 mod identity;
 mod map;
 mod node;
 mod own;
 mod record;
+mod shape;
 mod vtep;
 mod way;
 

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use crate::error::{Error, Result};
 use crate::netlink::{Attribute, Message, Reply, Rtnetlink};
-use crate::uapi::{VETH_INFO_PEER, vxlan};
+use crate::uapi::{IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE, VETH_INFO_PEER, vxlan};
 use crate::{MacAddress, format_mac};
 
 /// Link group of the host ends of our veth pairs, "weft" in ASCII: one static
@@ -109,6 +109,8 @@ pub struct VxlanDevice {
 /// What to change of a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkChange<'a> {
+    /// New name; the device must be down.
+    pub name: Option<&'a str>,
     /// Administrative state.
     pub up: Option<bool>,
     /// Bytes.
@@ -121,6 +123,9 @@ pub struct LinkChange<'a> {
     pub group: Option<u32>,
     /// Outer source of a VXLAN device.
     pub vxlan_local: Option<IpAddr>,
+    /// No IPv6 link-local address of the kernel's own making
+    /// (IN6_ADDR_GEN_MODE_NONE); refused where the kernel has no IPv6.
+    pub no_link_local: bool,
 }
 
 impl VethPair<'_> {
@@ -252,6 +257,9 @@ impl LinkChange<'_> {
             Some(false) => (0, UP),
         };
         let mut message = Message::new(libc::RTM_NEWLINK, 0, &header(index, flags, mask));
+        if let Some(name) = self.name {
+            message.attr_str(libc::IFLA_IFNAME, name);
+        }
         if let Some(mtu) = self.mtu {
             message.attr_u32(libc::IFLA_MTU, mtu);
         }
@@ -265,6 +273,13 @@ impl LinkChange<'_> {
         }
         if let Some(group) = self.group {
             message.attr_u32(libc::IFLA_GROUP, group);
+        }
+        if self.no_link_local {
+            message.nest(libc::IFLA_AF_SPEC, |families| {
+                families.nest(libc::AF_INET6 as u16, |ipv6| {
+                    ipv6.attr_u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE);
+                });
+            });
         }
         if let Some(local) = self.vxlan_local {
             message.nest(libc::IFLA_LINKINFO, |info| {
@@ -280,11 +295,13 @@ impl LinkChange<'_> {
     /// The change as arguments of `ip link set NAME`.
     pub fn words(&self) -> String {
         let mut words = Vec::new();
+        words.extend(self.name.map(|name| format!("name {name}")));
         words.extend(self.mtu.map(|mtu| format!("mtu {mtu}")));
         words.extend(self.mac.map(|mac| format!("address {}", format_mac(&mac))));
         words.extend(self.alias.map(|alias| format!("alias {alias:?}")));
         words.extend(self.group.map(|group| format!("group {group}")));
         words.extend(self.vxlan_local.map(|ip| format!("type vxlan local {ip}")));
+        words.extend(self.no_link_local.then(|| "addrgenmode none".to_owned()));
         words.extend(self.up.map(|up| if up { "up" } else { "down" }.to_owned()));
         words.join(" ")
     }

@@ -44,7 +44,7 @@ pub enum Scope {
 }
 
 /// A route with at most one next hop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Route {
     /// What becomes of the packets.
     pub kind: Kind,

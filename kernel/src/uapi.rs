@@ -5,6 +5,11 @@
 /// `if_link.h`, VETH_INFO_PEER.
 pub const VETH_INFO_PEER: u16 = 1;
 
+/// `if_link.h`: how the kernel makes link-local addresses.
+pub const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+/// `if_link.h`: it makes none.
+pub const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+
 /// `if_link.h`, IFLA_VXLAN_*: attributes of a VXLAN device.
 pub mod vxlan {
     /// VNI, 24 bits.

@@ -1,2 +1,49 @@
-//! placeholder
-fn main() {}
+//! weft: pod networking with no daemon.
+//!
+//! One executable under several names. As `veth`, `routing`, `host-local` or
+//! `loopback` it is a CNI plugin; as `weft` the operator's command.
+
+mod attachment;
+mod command;
+mod failure;
+mod forwarding;
+mod ipam;
+mod loopback;
+mod node;
+mod routing;
+mod state_dir;
+mod veth;
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::ExitCode;
+
+use cni::Plugin;
+
+/// The plugins, by the names that they are installed under.
+const PLUGINS: [(&str, &dyn Plugin); 4] = [
+    ("veth", &veth::Veth),
+    ("host-local", &ipam::StandaloneHostLocal),
+    ("routing", &routing::Routing),
+    ("loopback", &loopback::Loopback),
+];
+
+fn main() -> ExitCode {
+    start_log();
+    let path = std::env::args_os().next().unwrap_or_default();
+    let name = Path::new(&path).file_name().and_then(OsStr::to_str).unwrap_or_default();
+    match PLUGINS.iter().find(|(plugin, _)| *plugin == name) {
+        Some((_, plugin)) => cni::run(*plugin),
+        None => command::run(),
+    }
+}
+
+/// Warnings go to standard error, which runtimes keep; WEFT_LOG=debug says more.
+fn start_log() {
+    let env = env_logger::Env::new().filter_or("WEFT_LOG", "warn");
+    let format = |f: &mut env_logger::fmt::Formatter, record: &log::Record| {
+        use std::io::Write;
+        writeln!(f, "weft: {}: {}", record.level().as_str().to_lowercase(), record.args())
+    };
+    env_logger::Builder::from_env(env).format(format).init();
+}

@@ -18,6 +18,12 @@ pub(crate) fn ensure() -> Result<(), Error> {
     })
 }
 
+/// Takes the check away; false where there was none.
+pub(crate) fn remove() -> Result<bool, Error> {
+    let outcome = Socket::netfilter().and_then(|mut socket| nft::remove(&mut socket, TABLE));
+    outcome.map_err(|e| Error::new(Code::Kernel, e.to_string()))
+}
+
 /// The table that drops what comes in by a link of group `host_ends` from an
 /// address that the host does not route to that very link: a free address,
 /// another pod's, the node's own. It needs nothing per pod, for a pod's own

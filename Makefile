@@ -1,0 +1,39 @@
+# Targets install what they lack themselves (Debian and Ubuntu; see hack/need.sh).
+
+DESTDIR =
+BINDIR = /opt/cni/bin
+
+.PHONY: all install demo test soak bench check clean
+
+all:
+	hack/build.sh
+
+# The executable under each of its names; nothing else.
+install:
+	hack/install.sh "$(DESTDIR)$(BINDIR)"
+
+# The lesson on this machine: nodes, router and pods in namespaces.
+# STEP=n shows one step.
+demo:
+	hack/need.sh iproute2 tcpdump iputils-ping
+	hack/cargo.sh run --quiet --release --package e2e --bin lab -- demo $(STEP)
+
+test:
+	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace
+	hack/cargo.sh test --workspace
+
+# Long runs at full count.
+soak:
+	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace
+	WEFT_SOAK=1 hack/cargo.sh test --workspace
+
+bench:
+	hack/need.sh iproute2 nftables containernetworking-plugins
+	hack/cargo.sh run --quiet --release --package e2e --bin bench
+
+check:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+clean:
+	cargo clean

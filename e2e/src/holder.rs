@@ -1,0 +1,158 @@
+//! The process that holds a lab's namespaces, and how they vanish with it.
+//!
+//! A lab is one PID namespace. Its PID 1 reads from a pipe whose other end only
+//! this process has; when this process ends, however it ends, the pipe ends, PID 1
+//! exits, the kernel kills every process of the namespace, and with the last
+//! process and the last mount view go all network namespaces. Nothing is cleaned
+//! up by code that might not run.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail};
+
+const HOLDER_SCRIPT: &str = include_str!("holder.sh");
+const NODE_SCRIPT: &str = include_str!("node.sh");
+
+/// CAP_SYS_ADMIN in the capability sets of `/proc/self/status`
+/// (include/uapi/linux/capability.h).
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+
+/// The running holder; dropping it ends the lab and waits until its last process is gone.
+#[derive(Debug)]
+pub(crate) struct Holder {
+    unshare: Mutex<Child>,
+    stdin: Mutex<Option<ChildStdin>>,
+    /// `/proc/PID` of PID 1, seen from here.
+    proc: PathBuf,
+    /// Whether the lab lives in a user namespace of its own.
+    pub(crate) userns: bool,
+}
+
+impl Holder {
+    /// Starts the holder and the holding process of each named node; the map gives
+    /// each node's PID inside the lab.
+    pub(crate) fn start(names: &[&str]) -> Result<(Holder, HashMap<String, u32>)> {
+        let userns = !has_sys_admin()?;
+        let mut unshare = holder_command(userns, names).spawn().context("cannot run unshare")?;
+        let stdin = unshare.stdin.take();
+        match read_ready(&mut unshare, names.len()) {
+            Ok((outside, pids)) => {
+                let proc = PathBuf::from(format!("/proc/{outside}"));
+                let holder =
+                    Holder { unshare: Mutex::new(unshare), stdin: Mutex::new(stdin), proc, userns };
+                Ok((holder, pids))
+            }
+            Err(error) => {
+                drop(stdin);
+                let said = collect_stderr(unshare);
+                let hint = if userns {
+                    "; without CAP_SYS_ADMIN a lab needs user namespaces (sysctl user.max_user_namespaces)"
+                } else {
+                    ""
+                };
+                Err(error.context(format!("the lab does not start: {}{hint}", said.trim())))
+            }
+        }
+    }
+
+    /// `/proc/PID` of a process inside the lab, as a path of this process.
+    pub(crate) fn inside(&self, pid: u32) -> PathBuf {
+        self.proc.join("root/proc").join(pid.to_string())
+    }
+
+    /// `/proc/PID` of the lab's PID 1.
+    pub(crate) fn proc(&self) -> &Path {
+        &self.proc
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let stdin = self.stdin.get_mut().unwrap_or_else(PoisonError::into_inner);
+        drop(stdin.take());
+        let unshare = self.unshare.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = unshare.wait();
+    }
+}
+
+/// Whether a lab can be started by this process; the error says why not. Tests
+/// that run as an ordinary user skip themselves by it.
+pub fn permitted() -> Result<()> {
+    if has_sys_admin()? {
+        return Ok(());
+    }
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "--net", "--pid", "--fork"])
+        .args(["mount", "-n", "-t", "proc", "proc", "/proc"])
+        .output()
+        .context("cannot run unshare")?;
+    if !output.status.success() {
+        bail!("no user namespaces here: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+fn has_sys_admin() -> Result<bool> {
+    let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
+    let caps = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let caps = caps.context("no CapEff in /proc/self/status")?;
+    Ok(u64::from_str_radix(caps.trim(), 16)? & CAP_SYS_ADMIN != 0)
+}
+
+fn holder_command(userns: bool, names: &[&str]) -> Command {
+    let mut command = Command::new("unshare");
+    if userns {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command
+        .args(["--mount", "--pid", "--fork", "--kill-child", "--net", "--uts"])
+        .args(["sh", "-c", HOLDER_SCRIPT, "sh"])
+        .args(names)
+        .env("NODE_SCRIPT", NODE_SCRIPT)
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        // An interrupt typed at the terminal is for the foreground command, not for the lab.
+        .process_group(0);
+    command
+}
+
+/// Reads "holder PID" and one "ready NAME PID" a node from the holder's standard output.
+fn read_ready(unshare: &mut Child, nodes: usize) -> Result<(u32, HashMap<String, u32>)> {
+    let stdout = unshare.stdout.take().context("the holder has no standard output")?;
+    let mut outside = None;
+    let mut pids = HashMap::new();
+    for line in BufReader::new(stdout).lines() {
+        let line = line.context("reading from the holder")?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["holder", pid] => outside = Some(pid.parse()?),
+            ["ready", name, pid] => {
+                pids.insert(name.to_string(), pid.parse()?);
+            }
+            ["failed", name] => bail!("node {name} cannot be set up"),
+            _ => bail!("the holder said {line:?}"),
+        }
+        if let (Some(outside), true) = (outside, pids.len() == nodes) {
+            return Ok((outside, pids));
+        }
+    }
+    bail!("the holder ended")
+}
+
+/// Ends a holder that failed to start and returns what it complained of.
+fn collect_stderr(mut unshare: Child) -> String {
+    let _ = unshare.kill();
+    let mut said = String::new();
+    if let Some(mut stderr) = unshare.stderr.take() {
+        let _ = stderr.read_to_string(&mut said);
+    }
+    let _ = unshare.wait();
+    said
+}

@@ -1,0 +1,17 @@
+# The process that holds one node's namespaces. Argument: the node's name.
+set -e
+trap 'echo "failed $1"' EXIT
+new=/run/.lab/node
+mount -n -t tmpfs -o mode=755 run "$new"
+mkdir -p "$new/.lab" "$new/weft" "$new/netns" "$new/lock"
+mount -n --rbind /run/.lab "$new/.lab"
+mount -n --rbind "$new" /run
+mount -n -t tmpfs -o mode=755 etc /etc
+mount -n -t tmpfs -o mode=755 lib /var/lib
+cp -a /run/.lab/links/etc/. /etc
+cp -a /run/.lab/links/lib/. /var/lib
+mkdir -p /etc/weft/nodes.d /etc/cni/net.d /var/lib/cni
+hostname "$1"
+trap - EXIT
+echo "ready $1 $$"
+exec sleep infinity >/dev/null 2>&1

@@ -1,0 +1,105 @@
+//! The networks with `routing` on this node: from the conflists that the runtime
+//! reads, or from one file.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use cni::Object;
+use serde_json::{Map, Value};
+
+use crate::routing::config::Config;
+
+/// Where runtimes look.
+const DIRECTORY: &str = "/etc/cni/net.d";
+
+/// A network whose plugins include `routing`.
+#[derive(Clone, Debug)]
+pub(super) struct RoutingNetwork {
+    /// The file that it is in.
+    pub(super) file: PathBuf,
+    /// What `routing` is told.
+    pub(super) config: Config,
+}
+
+/// Every such network, in the order of file names.
+pub(super) fn networks(conf: Option<&Path>) -> Result<Vec<RoutingNetwork>> {
+    let files = match conf {
+        Some(file) => vec![file.to_owned()],
+        None => files(Path::new(DIRECTORY))?,
+    };
+    let mut networks = Vec::new();
+    for file in &files {
+        let parsed = read(file).with_context(|| file.display().to_string());
+        match parsed {
+            Ok(network) => networks.extend(network),
+            // Another network's broken file is not ours to fail for.
+            Err(error) if conf.is_none() => log::warn!("{error:#}; ignored"),
+            Err(error) => return Err(error),
+        }
+    }
+    refuse_doubles(&networks)?;
+    if networks.is_empty() {
+        let place = conf.unwrap_or(Path::new(DIRECTORY)).display();
+        bail!(
+            "{place}: no network here has the plugin \"routing\"; add it to a conflist's plugins"
+        );
+    }
+    Ok(networks)
+}
+
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(|| format!("cannot read {}", directory.display()))?.path();
+        let extension = path.extension().and_then(OsStr::to_str);
+        if matches!(extension, Some("conflist" | "conf" | "json")) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn read(file: &Path) -> Result<Option<RoutingNetwork>> {
+    let text = fs::read(file).context("cannot be read")?;
+    let whole: Map<String, Value> = serde_json::from_slice(&text).context("is not JSON")?;
+    let keys = Object::root(&whole);
+    let plugins = match keys.get("plugins") {
+        Some(_) => keys.list("plugins", Object::of)?,
+        None => vec![keys.clone()],
+    };
+    let mut routing = None;
+    for plugin in plugins {
+        if plugin.text("type")? == Some("routing") {
+            routing = Some(plugin);
+        }
+    }
+    let Some(routing) = routing else { return Ok(None) };
+    let Some(name) = keys.text("name")? else { bail!("name: missing") };
+    let config = Config::of(name, &routing)?;
+    Ok(Some(RoutingNetwork { file: file.to_owned(), config }))
+}
+
+/// Two networks that mark routes alike would each delete the other's.
+fn refuse_doubles(networks: &[RoutingNetwork]) -> Result<()> {
+    for (i, one) in networks.iter().enumerate() {
+        for other in networks.iter().skip(i + 1) {
+            let files = format!("{} and {}", one.file.display(), other.file.display());
+            if one.config.network == other.config.network {
+                bail!("{files}: both are called {}; rename one", one.config.network);
+            }
+            if one.config.protocol == other.config.protocol {
+                bail!(
+                    "{files}: both mark their routes with protocol {}; set routeProtocol to \
+                     another number in one of them",
+                    one.config.protocol
+                );
+            }
+        }
+    }
+    Ok(())
+}

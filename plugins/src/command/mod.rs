@@ -1,0 +1,106 @@
+//! `weft`: the operator's command.
+
+mod arguments;
+mod conflist;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use kernel::Rtnetlink;
+
+use crate::routing::sync::{Do, Outcome, sync};
+use crate::routing::teardown::teardown;
+use crate::{state_dir, veth};
+use arguments::{Action, Arguments};
+use conflist::RoutingNetwork;
+
+/// Exit status of `plan` where there are changes.
+const CHANGES: u8 = 2;
+
+/// Serves the command line.
+pub(crate) fn run() -> ExitCode {
+    let outcome = Arguments::parse(std::env::args().skip(1)).and_then(|arguments| act(&arguments));
+    outcome.unwrap_or_else(|error| {
+        eprintln!("weft: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn act(arguments: &Arguments) -> Result<ExitCode> {
+    match arguments.action {
+        Action::Help(text) => {
+            print!("{text}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::Version => {
+            println!("weft {}", env!("CARGO_PKG_VERSION"));
+            println!("CNI protocol versions supported: {}", cni::Version::list());
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::Sync => for_each(arguments, sync_one),
+        Action::Plan => for_each(arguments, plan_one),
+        Action::Teardown => {
+            let code = for_each(arguments, teardown_one)?;
+            if veth::remove_spoof_check()? {
+                println!("removed the spoof check; the next ADD brings it back");
+            }
+            state_dir::remove_all()?;
+            Ok(code)
+        }
+    }
+}
+
+/// Handles every network with `routing`; one that fails does not keep the others
+/// from their turn.
+fn for_each(
+    arguments: &Arguments,
+    handle: fn(&RoutingNetwork) -> Result<ExitCode>,
+) -> Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
+    let mut failed = Vec::new();
+    for network in conflist::networks(arguments.conf.as_deref())? {
+        match handle(&network) {
+            Ok(outcome) if outcome != ExitCode::SUCCESS => code = outcome,
+            Ok(_) => {}
+            Err(error) => failed.push(format!("network {}: {error:#}", network.config.network)),
+        }
+    }
+    if failed.is_empty() { Ok(code) } else { bail!("{}", failed.join("\nweft: ")) }
+}
+
+fn sync_one(network: &RoutingNetwork) -> Result<ExitCode> {
+    let outcome = sync(&network.config, Do::Apply, &mut Rtnetlink::open()?)?;
+    report(network, &outcome, "done, nothing was left to do", "change(s) made:");
+    match outcome.warnings.len() {
+        0 => Ok(ExitCode::SUCCESS),
+        count => bail!("{count} warning(s), see above; everything else is done"),
+    }
+}
+
+fn plan_one(network: &RoutingNetwork) -> Result<ExitCode> {
+    let outcome = sync(&network.config, Do::Plan, &mut Rtnetlink::open()?)?;
+    report(network, &outcome, "nothing to do", "change(s) to make:");
+    let code = if outcome.changes.is_empty() { 0 } else { CHANGES };
+    Ok(ExitCode::from(code))
+}
+
+fn teardown_one(network: &RoutingNetwork) -> Result<ExitCode> {
+    let removed = teardown(&network.config, &mut Rtnetlink::open()?)?;
+    let outcome = Outcome { changes: removed, ..Outcome::default() };
+    report(network, &outcome, "nothing was there", "thing(s) removed:");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(network: &RoutingNetwork, outcome: &Outcome, none: &str, some: &str) {
+    let name = &network.config.network;
+    for warning in &outcome.warnings {
+        eprintln!("weft: warning: {warning}");
+    }
+    match outcome.changes.len() {
+        0 => println!("{name}: {none}"),
+        count => println!("{name}: {count} {some}"),
+    }
+    for change in &outcome.changes {
+        println!("  {change}");
+    }
+}

@@ -1,0 +1,175 @@
+//! Delegation to the IPAM plugin: our own `host-local` is called in this process,
+//! anything else is executed.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use cni::{AddResult, Attachment, AttachmentKey, Error, Network, Object, Plugin, Verb, delegate};
+use ipam_host_local::{Host, HostLocal};
+use ipnetwork::IpNetwork;
+use kernel::Rtnetlink;
+
+use crate::attachment::Id;
+use crate::failure::{invalid_config, refused};
+use crate::node::{self, Source};
+
+/// The IPAM plugin of a network.
+#[derive(Debug)]
+pub(crate) enum Ipam {
+    /// `host-local` of this very file.
+    OwnHostLocal,
+    /// An executable.
+    Executable {
+        /// Its file.
+        file: PathBuf,
+        /// Whether it releases an address over the network, and so needs the link.
+        needs_link: bool,
+    },
+}
+
+impl Ipam {
+    /// Finds the plugin that `ipam.type` names.
+    pub(crate) fn of(network: &Network) -> Result<Self, Error> {
+        let Some(name) = network.ipam_type()? else {
+            let msg = "ipam.type: missing; name the IPAM plugin, such as \"host-local\"";
+            return Err(invalid_config(msg));
+        };
+        let file = delegate::find(name, &network.path)?;
+        if name == "host-local" && delegate::is_own_executable(&file) {
+            return Ok(Self::OwnHostLocal);
+        }
+        Ok(Self::Executable { file, needs_link: name == "dhcp" })
+    }
+
+    /// Whether an address must be released while the link is still there.
+    pub(crate) fn needs_link(&self) -> bool {
+        matches!(self, Self::Executable { needs_link: true, .. })
+    }
+
+    /// Gets addresses.
+    pub(crate) fn add(
+        &self,
+        attachment: &Attachment,
+        network: &Network,
+    ) -> Result<AddResult, Error> {
+        match self {
+            Self::OwnHostLocal => {
+                with_host_local(network, |plugin| plugin.add(attachment, network))
+            }
+            Self::Executable { file, .. } => delegate::add(file, network).inspect_err(|_| {
+                // The error of the ADD is the one that tells something; whatever
+                // the plugin took before it failed is given back.
+                let _ = delegate::call(file, Verb::Del, network);
+            }),
+        }
+    }
+
+    /// Checks the addresses.
+    pub(crate) fn check(&self, attachment: &Attachment, network: &Network) -> Result<(), Error> {
+        match self {
+            Self::OwnHostLocal => {
+                with_host_local(network, |plugin| plugin.check(attachment, network))
+            }
+            Self::Executable { file, .. } => delegate::call(file, Verb::Check, network),
+        }
+    }
+
+    /// Releases the addresses.
+    pub(crate) fn del(&self, attachment: &Attachment, network: &Network) -> Result<(), Error> {
+        match self {
+            Self::OwnHostLocal => {
+                with_host_local(network, |plugin| plugin.del(attachment, network))
+            }
+            Self::Executable { file, .. } => delegate::call(file, Verb::Del, network),
+        }
+    }
+
+    /// Releases the addresses of attachments that are not in `valid`.
+    pub(crate) fn gc(&self, valid: &[AttachmentKey], network: &Network) -> Result<(), Error> {
+        match self {
+            Self::OwnHostLocal => with_host_local(network, |plugin| plugin.gc(valid, network)),
+            Self::Executable { file, .. } => delegate::call(file, Verb::Gc, network),
+        }
+    }
+
+    /// Fails where no address could be had.
+    pub(crate) fn status(&self, network: &Network) -> Result<(), Error> {
+        match self {
+            Self::OwnHostLocal => with_host_local(network, |plugin| plugin.status(network)),
+            Self::Executable { file, .. } => delegate::call(file, Verb::Status, network),
+        }
+    }
+}
+
+/// Runs `work` with `host-local` as `veth` uses it: it can tell which leases belong
+/// to interfaces that are gone.
+fn with_host_local<T>(
+    network: &Network,
+    work: impl FnOnce(&HostLocal) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let lives = |key: &AttachmentKey| interface_lives(&network.name, key);
+    let mut host = Host::new(&own_ranges, &address_in_use);
+    host.interface_lives = Some(&lives);
+    work(&HostLocal { host })
+}
+
+/// `host-local` called by another interface plugin.
+pub(crate) struct StandaloneHostLocal;
+
+impl Plugin for StandaloneHostLocal {
+    fn add(&self, attachment: &Attachment, network: &Network) -> Result<AddResult, Error> {
+        standalone().add(attachment, network)
+    }
+
+    fn check(&self, attachment: &Attachment, network: &Network) -> Result<(), Error> {
+        standalone().check(attachment, network)
+    }
+
+    fn del(&self, attachment: &Attachment, network: &Network) -> Result<(), Error> {
+        standalone().del(attachment, network)
+    }
+
+    fn gc(&self, valid: &[AttachmentKey], network: &Network) -> Result<(), Error> {
+        standalone().gc(valid, network)
+    }
+
+    fn status(&self, network: &Network) -> Result<(), Error> {
+        standalone().status(network)
+    }
+}
+
+/// `host-local` as it is where nothing is known of interfaces.
+pub(crate) fn standalone() -> HostLocal<'static> {
+    HostLocal { host: Host::new(&own_ranges, &address_in_use) }
+}
+
+/// This node's pod ranges, for an `ipam` object without ranges.
+fn own_ranges(ipam: &Object) -> Result<Vec<IpNetwork>, Error> {
+    let source = Source::read(ipam)?;
+    let mut host = Rtnetlink::open().map_err(refused)?;
+    let loaded = source.load()?;
+    let own = node::own(&loaded.map, &source, crate::routing::config::DEFAULT_PROTOCOL, &mut host)?;
+    Ok(own.pod_ranges)
+}
+
+/// Whether the attachment has a host end, or is being made or removed right now.
+/// The lock is looked at first: whoever holds it makes the host end before it
+/// lets go.
+fn interface_lives(network: &str, key: &AttachmentKey) -> Result<bool, Error> {
+    let id = Id::of(network, key);
+    if id.is_busy()? {
+        return Ok(true);
+    }
+    let mut host = Rtnetlink::open().map_err(refused)?;
+    Ok(host.link_by_name(&id.host_end()).map_err(refused)?.is_some())
+}
+
+/// Whether a route to `ip` alone, or an interface with it, is on this host. In
+/// doubt it counts as used.
+fn address_in_use(ip: IpAddr) -> bool {
+    let matching = Rtnetlink::open().and_then(|mut host| host.matching_route(ip));
+    match matching {
+        Ok(route) => route.is_some_and(|route| route.dst == IpNetwork::from(ip)),
+        Err(_) => true,
+    }
+}

@@ -1,0 +1,237 @@
+//! The VXLAN device: which of the host's it is, and what must be done to it.
+
+use std::net::IpAddr;
+
+use cni::{Code, Error};
+use kernel::link::{Link, LinkChange, Vxlan, VxlanDevice, delete};
+use kernel::netlink::Message;
+use kernel::{Rtnetlink, format_mac, sysctl};
+
+use super::config::Config;
+use crate::failure::refused;
+
+/// What is to be done to reach the device wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Delete this device.
+    Delete(Link),
+    /// Make the device.
+    Create(VxlanDevice),
+    /// Change this device in place.
+    Change(Link, InPlace),
+}
+
+/// Changes that leave the device's entries as they are, but for the MAC.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct InPlace {
+    name: Option<String>,
+    mac: Option<kernel::MacAddress>,
+    mtu: Option<u32>,
+    local: Option<IpAddr>,
+    mark: Option<String>,
+    up: bool,
+}
+
+/// The text by which a device of this network is known whatever its name.
+fn mark(config: &Config) -> String {
+    format!("weft network {}", config.network)
+}
+
+/// The devices that are ours: marked for this network, or unmarked and of the
+/// configured name.
+pub(super) fn ours(config: &Config, host: &mut Rtnetlink) -> Result<Vec<Link>, Error> {
+    let devices = host.links_of_kind("vxlan").map_err(refused)?;
+    let mark = mark(config);
+    let is_ours = |link: &Link| match &link.alias {
+        Some(alias) if alias.starts_with("weft network ") => *alias == mark,
+        _ => link.name == config.device,
+    };
+    Ok(devices.into_iter().filter(is_ours).collect())
+}
+
+/// What leads from the devices that are ours to the one wanted: pure.
+pub(super) fn steps(config: &Config, wanted: Option<&VxlanDevice>, ours: &[Link]) -> Vec<Step> {
+    let kept = wanted.and_then(|wanted| {
+        let mut same = ours.iter().filter(|link| can_become(link, wanted));
+        same.next()
+    });
+    let surplus = ours.iter().filter(|link| kept.is_none_or(|kept| kept.index != link.index));
+    let mut steps: Vec<Step> = surplus.cloned().map(Step::Delete).collect();
+    match (wanted, kept) {
+        (None, _) => {}
+        (Some(wanted), None) => steps.push(Step::Create(wanted.clone())),
+        (Some(wanted), Some(link)) => {
+            let change = in_place(config, link, wanted);
+            if change != InPlace::default() {
+                steps.push(Step::Change(link.clone(), change));
+            }
+        }
+    }
+    steps
+}
+
+/// Whether `link` differs from `wanted` only in what can change live.
+fn can_become(link: &Link, wanted: &VxlanDevice) -> bool {
+    let Some(have) = &link.vxlan else { return false };
+    let want = &wanted.settings;
+    let same_family = match (have.local, want.local) {
+        (Some(have), Some(want)) => have.is_ipv4() == want.is_ipv4(),
+        _ => false,
+    };
+    let fixed = |v: &Vxlan| (v.vni, v.port, v.source_ports, v.learning, v.udp_checksum, v.external);
+    same_family && fixed(have) == fixed(want) && have.underlay == want.underlay
+}
+
+fn in_place(config: &Config, link: &Link, wanted: &VxlanDevice) -> InPlace {
+    let have_local = link.vxlan.as_ref().and_then(|vxlan| vxlan.local);
+    let mark = mark(config);
+    InPlace {
+        name: (link.name != wanted.name).then(|| wanted.name.clone()),
+        mac: (link.mac != Some(wanted.mac)).then_some(wanted.mac),
+        mtu: (link.mtu != wanted.mtu).then_some(wanted.mtu),
+        local: wanted.settings.local.filter(|_| have_local != wanted.settings.local),
+        mark: (link.alias.as_ref() != Some(&mark)).then_some(mark),
+        up: !link.up,
+    }
+}
+
+impl Step {
+    /// The step as commands.
+    pub(super) fn words(&self, underlay: &str) -> Vec<String> {
+        match self {
+            Self::Delete(link) => vec![format!("ip link del {}", link.name)],
+            Self::Create(device) => vec![
+                format!("ip link add {}", device.words(underlay)),
+                format!("ip link set {} up", device.name),
+            ],
+            Self::Change(link, change) => change.words(&link.name),
+        }
+    }
+}
+
+impl InPlace {
+    fn words(&self, name: &str) -> Vec<String> {
+        let changes = self.link_changes();
+        changes.iter().map(|change| format!("ip link set {name} {}", change.words())).collect()
+    }
+
+    /// In the order that the kernel allows: a name only while the device is down.
+    fn link_changes(&self) -> Vec<LinkChange<'_>> {
+        let mut changes = Vec::new();
+        if self.name.is_some() {
+            changes.push(LinkChange { up: Some(false), ..LinkChange::default() });
+            changes.push(LinkChange { name: self.name.as_deref(), ..LinkChange::default() });
+        }
+        let rest = LinkChange {
+            mac: self.mac,
+            mtu: self.mtu,
+            vxlan_local: self.local,
+            alias: self.mark.as_deref(),
+            up: (self.up || self.name.is_some()).then_some(true),
+            ..LinkChange::default()
+        };
+        if rest != LinkChange::default() {
+            changes.push(rest);
+        }
+        changes
+    }
+}
+
+/// Takes the steps.
+pub(super) fn apply(steps: &[Step], config: &Config, host: &mut Rtnetlink) -> Result<(), Error> {
+    for step in steps {
+        match step {
+            Step::Delete(link) => remove(link, host)?,
+            Step::Create(device) => create(device, config, host)?,
+            Step::Change(link, change) => {
+                let mut messages: Vec<Message> =
+                    change.link_changes().iter().map(|c| c.message(link.index)).collect();
+                let refusals = host.batch(&mut messages).map_err(refused)?;
+                if let Some(refusal) = refusals.into_iter().next() {
+                    let words = change.words(&link.name).join(", ");
+                    return Err(refused(refusal.error.about(format_args!("`{words}` failed"))));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Deletes the device; it may be gone already.
+pub(super) fn remove(link: &Link, host: &mut Rtnetlink) -> Result<(), Error> {
+    match host.request(delete(link.index)) {
+        Err(e) if !e.is_gone() => {
+            Err(refused(e.about(format_args!("cannot delete link {}", link.name))))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn create(device: &VxlanDevice, config: &Config, host: &mut Rtnetlink) -> Result<(), Error> {
+    refuse_clash(device, host)?;
+    host.request(device.message())
+        .map_err(|e| refused(e.about(format_args!("cannot make VXLAN device {}", device.name))))?;
+    let set_up = |host: &mut Rtnetlink| -> Result<(), Error> {
+        let Some(link) = host.link_by_name(&device.name).map_err(refused)? else {
+            return Err(Error::new(Code::Kernel, format!("link {} vanished", device.name)));
+        };
+        let accept_ra = format!("net/ipv6/conf/{}/accept_ra", device.name);
+        // Absent where the kernel has no IPv6.
+        if sysctl::get(&accept_ra).map_err(refused)?.is_some() {
+            // A peer's pod could otherwise advertise itself as this node's router.
+            sysctl::set(&accept_ra, "0").map_err(refused)?;
+            // Peers send to the address derived from the MAC, whatever addr_gen_mode
+            // is by default.
+            set(LinkChange { no_link_local: true, ..LinkChange::default() }, &link, host)?;
+        }
+        let mark = mark(config);
+        let up = LinkChange { up: Some(true), alias: Some(&mark), ..LinkChange::default() };
+        set(up, &link, host)
+    };
+    set_up(host).inspect_err(|_| {
+        // Half made, it would look like one that somebody took down.
+        if let Ok(Some(link)) = host.link_by_name(&device.name) {
+            let _ = remove(&link, host);
+        }
+    })
+}
+
+fn set(change: LinkChange, link: &Link, host: &mut Rtnetlink) -> Result<(), Error> {
+    host.request(change.message(link.index)).map_err(|e| {
+        refused(e.about(format_args!("`ip link set {} {}` failed", link.name, change.words())))
+    })
+}
+
+/// Two devices cannot share VNI, port and family (`vxlan_vni_in_use`), nor one
+/// port with a device that takes every VNI; the kernel's error names neither.
+fn refuse_clash(device: &VxlanDevice, host: &mut Rtnetlink) -> Result<(), Error> {
+    if let Some(link) = host.link_by_name(&device.name).map_err(refused)? {
+        return Err(Error::new(
+            Code::InvalidConfig,
+            format!(
+                "device: {} is the name of another interface of this host (MAC {}); set device to \
+                 another name",
+                link.name,
+                link.mac.as_ref().map_or("none".to_owned(), format_mac)
+            ),
+        ));
+    }
+    let want = &device.settings;
+    let clashes = |have: &Vxlan| {
+        let same_family =
+            have.local.is_none_or(|ip| want.local.is_none_or(|w| w.is_ipv4() == ip.is_ipv4()));
+        have.port == want.port && same_family && (have.external || have.vni == want.vni)
+    };
+    let devices = host.links_of_kind("vxlan").map_err(refused)?;
+    match devices.iter().find(|link| link.vxlan.as_ref().is_some_and(clashes)) {
+        None => Ok(()),
+        Some(link) => Err(Error::new(
+            Code::InvalidConfig,
+            format!(
+                "VXLAN device {} of another program has VNI {} and port {} already; remove it, or \
+                 set vni or tunnelPort to another on every node",
+                link.name, want.vni, want.port
+            ),
+        )),
+    }
+}

@@ -1,0 +1,115 @@
+//! The nf_tables tables of a routing network, as configuration and map ask for
+//! them, and bringing the kernel's in line.
+
+use cluster::{Family, Map, Node, Way};
+use cni::{Code, Error};
+use ipnetwork::IpNetwork;
+use kernel::link::HOST_END_GROUP;
+use kernel::netlink::Socket;
+use kernel::nft::{self, Table};
+
+use super::config::Config;
+use super::desired::policy;
+use super::masquerade::{self, Masquerade};
+use super::peer_guard::{self, PeerGuard};
+use super::sync::Do;
+
+/// The tables that shall be there: pure.
+pub(super) fn tables(config: &Config, map: &Map, own: &Node) -> Vec<Table> {
+    masquerade(config, map, own).into_iter().chain(peer_guard(config, map, own)).collect()
+}
+
+/// Every name that a table of the network may have.
+pub(super) fn table_names(config: &Config) -> [String; 2] {
+    [masquerade::table_name(config.protocol), peer_guard::table_name(config.protocol)]
+}
+
+/// Every node that packets may come from or go to: those that are quarantined
+/// have pods that still run.
+fn all_nodes(map: &Map) -> impl Iterator<Item = &Node> {
+    map.nodes.iter().chain(map.quarantined.iter().map(|quarantined| &quarantined.node))
+}
+
+fn masquerade(config: &Config, map: &Map, own: &Node) -> Option<Table> {
+    if !config.ip_masq {
+        return None;
+    }
+    let policy = policy(config, map);
+    let by_tunnel = |node: &&Node| {
+        let mut ways = Family::ALL.into_iter().filter_map(|family| policy.way(own, node, family));
+        ways.any(|decision| decision.way == Way::Tunnel)
+    };
+    let tunnel_nodes: Vec<_> = all_nodes(map)
+        .filter(|node| node.name != own.name)
+        .filter(by_tunnel)
+        .flat_map(|node| node.addresses.iter().map(|address| address.ip).chain(node.tunnel_address))
+        .collect();
+    let pod_ranges: Vec<IpNetwork> =
+        all_nodes(map).flat_map(|node| node.pod_ranges.iter().copied()).collect();
+    let masquerade = Masquerade {
+        protocol: config.protocol,
+        own_ranges: &own.pod_ranges,
+        pod_ranges: &pod_ranges,
+        native_cidrs: &config.native_cidrs,
+        tunnel_nodes: &tunnel_nodes,
+        non_masquerade_cidrs: &config.non_masquerade_cidrs,
+        device: config.tunnel_port.map(|_| config.device.as_str()),
+    };
+    Some(masquerade.table())
+}
+
+fn peer_guard(config: &Config, map: &Map, own: &Node) -> Option<Table> {
+    let port = config.tunnel_port?;
+    let peers = all_nodes(map).filter(|node| node.name != own.name);
+    let tunnel_ends: Vec<_> =
+        peers.filter_map(|node| node.tunnel_end(config.underlay_family)).collect();
+    let guard = PeerGuard {
+        protocol: config.protocol,
+        tunnel_ends: &tunnel_ends,
+        port,
+        vni: config.vni,
+        host_ends: HOST_END_GROUP,
+        guard: config.peer_guard,
+        no_track: config.no_track,
+    };
+    guard.table()
+}
+
+/// Brings the kernel's tables in line; returns the changes, for people.
+pub(super) fn converge(config: &Config, wanted: &[Table], what: Do) -> Result<Vec<String>, Error> {
+    let mut socket = Socket::netfilter().map_err(refused)?;
+    let mut changes = Vec::new();
+    for name in table_names(config) {
+        if wanted.iter().any(|table| table.name() == name) {
+            continue;
+        }
+        let removed = match what {
+            Do::Plan => nft::exists(&mut socket, &name),
+            Do::Apply => nft::remove(&mut socket, &name),
+        };
+        if removed.map_err(refused)? {
+            changes.push(format!("nft delete table inet {name}"));
+        }
+    }
+    for table in wanted {
+        let changed = match what {
+            Do::Plan => nft::installed(&mut socket, &table.proof()).map(|installed| !installed),
+            Do::Apply => nft::ensure(&mut socket, table),
+        };
+        if changed.map_err(refused)? {
+            changes.push(format!("nft: replace table inet {}", table.name()));
+        }
+    }
+    Ok(changes)
+}
+
+/// Deletes the network's tables; returns the changes as commands.
+pub(super) fn remove(config: &Config) -> Result<Vec<String>, Error> {
+    converge(config, &[], Do::Apply)
+}
+
+fn refused(error: kernel::Error) -> Error {
+    let advice = "masquerading and guarding need nf_tables; ipMasq, peerGuard and noTrack false \
+                  do without";
+    Error::new(Code::Kernel, error.to_string()).with_details(advice)
+}

@@ -1,0 +1,69 @@
+//! `routing`: everything between nodes. Chained after an interface plugin, it
+//! brings this node's kernel to the state that the node map asks for.
+
+pub(crate) mod config;
+pub(crate) mod desired;
+pub(crate) mod device;
+mod difference;
+mod firewall;
+mod host;
+mod masquerade;
+mod observed;
+mod peer_guard;
+mod pods;
+pub(crate) mod sync;
+pub(crate) mod teardown;
+
+use cni::{AddResult, Attachment, AttachmentKey, Code, Error, Network, Plugin};
+use kernel::Rtnetlink;
+
+use crate::failure::refused;
+use config::Config;
+use sync::{Do, sync};
+
+/// The plugin.
+pub(crate) struct Routing;
+
+impl Plugin for Routing {
+    fn add(&self, attachment: &Attachment, network: &Network) -> Result<AddResult, Error> {
+        let mut result = network.require_prev_result()?.clone();
+        let config = Config::read(network)?;
+        let mut host = Rtnetlink::open().map_err(refused)?;
+        let outcome = sync(&config, Do::Apply, &mut host)?;
+        outcome.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        pods::adjust_attachment(attachment, &mut result, outcome.pod_mtu, &mut host)?;
+        Ok(result)
+    }
+
+    /// Nothing of an attachment is this plugin's, and drift between nodes is no
+    /// reason to fail one: `weft plan` reports it.
+    fn check(&self, _attachment: &Attachment, network: &Network) -> Result<(), Error> {
+        network.require_prev_result()?;
+        Config::read(network).map(drop)
+    }
+
+    /// What is between nodes serves the other pods and the host too.
+    fn del(&self, _attachment: &Attachment, _network: &Network) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn gc(&self, _valid: &[AttachmentKey], network: &Network) -> Result<(), Error> {
+        repair(network)
+    }
+
+    fn status(&self, network: &Network) -> Result<(), Error> {
+        repair(network).map_err(|error| {
+            let code = Code::Unavailable;
+            Error::new(code, format!("no pod can be connected to other nodes: {}", error.msg))
+                .with_details(error.details)
+        })
+    }
+}
+
+fn repair(network: &Network) -> Result<(), Error> {
+    let config = Config::read(network)?;
+    let mut host = Rtnetlink::open().map_err(refused)?;
+    let outcome = sync(&config, Do::Apply, &mut host)?;
+    outcome.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! The MTU of living pods, on both ends.
+//!
+//! Lowering the host's end alone would drop what the pod goes on sending at the
+//! old size, so the pod's end goes first, and where it cannot be reached both
+//! stay: then the route's `mtu` answers with "fragmentation needed".
+
+use std::path::Path;
+
+use cni::{AddResult, Attachment, Error};
+use kernel::Rtnetlink;
+use kernel::link::{Link, LinkChange};
+use kernel::netns::Netns;
+
+use super::config::Config;
+use super::sync::Do;
+use crate::attachment::{Alias, is_host_end};
+use crate::failure::refused;
+
+/// Sets the MTU of the network's pods to `mtu` where it differs; returns the
+/// changes as commands.
+pub(super) fn adjust_mtu(
+    config: &Config,
+    mtu: u32,
+    what: Do,
+    host: &mut Rtnetlink,
+) -> Result<Vec<String>, Error> {
+    let mut changes = Vec::new();
+    for link in host.links_of_kind("veth").map_err(refused)? {
+        let Some(alias) = link.alias.as_deref().and_then(Alias::parse) else { continue };
+        if !is_host_end(&link) || alias.network != config.network || link.mtu == mtu {
+            continue;
+        }
+        if what == Do::Plan || adjust(&link, Path::new(&alias.netns), mtu, host)? {
+            changes.push(format!("ip link set {} mtu {mtu} (and its other end)", link.name));
+        }
+    }
+    Ok(changes)
+}
+
+/// Sets both ends; false where the pod's cannot be reached.
+fn adjust(link: &Link, netns: &Path, mtu: u32, host: &mut Rtnetlink) -> Result<bool, Error> {
+    let Some(pod_index) = link.lower else { return Ok(false) };
+    let Ok(pod) = Netns::open(netns) else { return Ok(false) };
+    // The path may by now lead to another pod's namespace.
+    if link.lower_nsid.is_none() || host.nsid(&pod).map_err(refused)? != link.lower_nsid {
+        return Ok(false);
+    }
+    let home = Netns::current().map_err(refused)?;
+    let change = LinkChange { mtu: Some(mtu), ..LinkChange::default() };
+    let inside = || Rtnetlink::open().and_then(|mut rt| rt.request(change.message(pod_index)));
+    pod.run(&home, inside).map_err(refused)?.map_err(refused)?;
+    host.request(change.message(link.index)).map_err(refused)?;
+    Ok(true)
+}
+
+/// Sets the MTU of the attachment that an earlier plugin made, whatever that is,
+/// and in its result.
+pub(super) fn adjust_attachment(
+    attachment: &Attachment,
+    result: &mut AddResult,
+    mtu: u32,
+    host: &mut Rtnetlink,
+) -> Result<(), Error> {
+    let netns = attachment.netns.as_deref().unwrap_or(Path::new(""));
+    let pod = Netns::open(netns).map_err(refused)?;
+    let home = Netns::current().map_err(refused)?;
+    let name = &attachment.key.ifname;
+    let inside = || set_pod_end(name, mtu);
+    let Some(link) = pod.run(&home, inside).map_err(refused)?? else { return Ok(()) };
+    let host_end = host_end(&link, &pod, host)?;
+    if let Some(host_end) = &host_end
+        && host_end.mtu != mtu
+    {
+        let change = LinkChange { mtu: Some(mtu), ..LinkChange::default() };
+        host.request(change.message(host_end.index)).map_err(refused)?;
+    }
+    for interface in &mut result.interfaces {
+        let is_pod_end = !interface.sandbox.is_empty() && interface.name == *name;
+        let is_host_end = interface.sandbox.is_empty()
+            && host_end.as_ref().is_some_and(|link| link.name == interface.name);
+        if is_pod_end || is_host_end {
+            interface.mtu = Some(mtu);
+        }
+    }
+    Ok(())
+}
+
+/// Sets the MTU of the pod's end; runs inside the pod's namespace.
+fn set_pod_end(name: &str, mtu: u32) -> Result<Option<Link>, Error> {
+    let mut pod = Rtnetlink::open().map_err(refused)?;
+    let Some(link) = pod.link_by_name(name).map_err(refused)? else { return Ok(None) };
+    if link.mtu != mtu {
+        let change = LinkChange { mtu: Some(mtu), ..LinkChange::default() };
+        pod.request(change.message(link.index)).map_err(|e| {
+            refused(e.about(format_args!("cannot set the MTU of {name} in the container to {mtu}")))
+        })?;
+    }
+    Ok(Some(link))
+}
+
+/// The host's end of the pod's `link`, if it is one of a veth pair.
+fn host_end(link: &Link, pod: &Netns, host: &mut Rtnetlink) -> Result<Option<Link>, Error> {
+    let Some(index) = link.lower.filter(|_| link.kind.as_deref() == Some("veth")) else {
+        return Ok(None);
+    };
+    let Some(candidate) = host.link(index).map_err(refused)? else { return Ok(None) };
+    let leads_back = candidate.lower == Some(link.index)
+        && candidate.lower_nsid.is_some()
+        && candidate.lower_nsid == host.nsid(pod).map_err(refused)?;
+    Ok(Some(candidate).filter(|_| leads_back))
+}

@@ -1,0 +1,299 @@
+//! ADD: address, pair, routes; nothing is left behind where a step fails.
+
+use std::path::Path;
+
+use cni::{AddResult, Attachment, Code, Error, Interface, IpConfig, Network};
+use kernel::link::{LinkChange, VethPair, delete};
+use kernel::netlink::{Message, Refusal};
+use kernel::netns::Netns;
+use kernel::route::{Filter, TABLE_MAIN};
+use kernel::{Rtnetlink, format_mac, sysctl};
+use nix::errno::Errno;
+
+use super::config::Config;
+use super::plan::{Plan, is_default};
+use super::spoof_check;
+use crate::attachment::{Alias, Id, random_index};
+use crate::failure::refused;
+use crate::forwarding;
+use crate::ipam::Ipam;
+use crate::node::{self, Source};
+
+/// Attempts at an index that no link has.
+const INDEX_ATTEMPTS: usize = 16;
+/// MTU where nothing tells a better one (IEEE 802.3).
+const ETHERNET_MTU: u32 = 1500;
+
+/// Makes the attachment.
+pub(super) fn add(attachment: &Attachment, network: &Network) -> Result<AddResult, Error> {
+    let config = Config::read(attachment, network)?;
+    let ipam = Ipam::of(network)?;
+    let id = Id::of(&network.name, &attachment.key);
+    let namespaces = Namespaces::open(attachment)?;
+    let _lock = id.lock()?;
+    let mut host = Rtnetlink::open().map_err(refused)?;
+    let mtu = config.mtu.map_or_else(|| underlay_mtu(network, &mut host), Ok)?;
+
+    let given = ipam.add(attachment, network)?;
+    let made = attach(id, &config, &given, mtu, attachment, network, &namespaces, &mut host);
+    let plan = match made {
+        Ok(plan) => plan,
+        Err(error) => {
+            let released = ipam.del(attachment, network);
+            return Err(released.err().map_or(error.clone(), |e| {
+                error.with_details(format!("and the address could not be released: {e}"))
+            }));
+        }
+    };
+    Ok(result(&config, given, &plan, attachment))
+}
+
+/// The two namespaces of a pair.
+struct Namespaces {
+    host: Netns,
+    pod: Netns,
+}
+
+impl Namespaces {
+    fn open(attachment: &Attachment) -> Result<Self, Error> {
+        let path = attachment.netns.as_deref().unwrap_or(Path::new(""));
+        let pod = Netns::open(path)
+            .map_err(|e| Error::new(Code::InvalidEnvironment, format!("CNI_NETNS: {e}")))?;
+        Ok(Self { host: Netns::current().map_err(refused)?, pod })
+    }
+}
+
+/// Makes the pair with all that belongs to it, or nothing.
+#[expect(clippy::too_many_arguments, reason = "one caller, and no two belong together")]
+fn attach(
+    id: Id,
+    config: &Config,
+    given: &AddResult,
+    mtu: u32,
+    attachment: &Attachment,
+    network: &Network,
+    namespaces: &Namespaces,
+    host: &mut Rtnetlink,
+) -> Result<Plan, Error> {
+    let mut plan = Plan::new(id, config, given, mtu, random_index())?;
+    forwarding::enable(plan.has(false), plan.has(true), host)?;
+    if config.spoof_check {
+        spoof_check::ensure()?;
+    }
+    let pod_name = &attachment.key.ifname;
+    let inside = || make_pod_end(&mut plan, pod_name, config, namespaces);
+    namespaces.pod.run(&namespaces.host, inside).map_err(refused)??;
+    let alias = Alias {
+        network: network.name.clone(),
+        key: attachment.key.clone(),
+        netns: attachment.netns.as_ref().map_or(String::new(), |path| path.display().to_string()),
+    };
+    if let Err(error) = make_host_end(&plan, &alias.text(), host) {
+        // Either end takes the other with it.
+        let removed = host.request(delete(plan.index));
+        return Err(match removed {
+            Err(e) if !e.is_gone() => error.with_details(format!("and the link stays: {e}")),
+            _ => error,
+        });
+    }
+    Ok(plan)
+}
+
+/// Makes the pair and sets up the pod's end; runs inside the pod's namespace.
+fn make_pod_end(
+    plan: &mut Plan,
+    pod_name: &str,
+    config: &Config,
+    namespaces: &Namespaces,
+) -> Result<(), Error> {
+    let mut pod = Rtnetlink::open().map_err(refused)?;
+    make_pair(plan, pod_name, namespaces, &mut pod)?;
+    set_up_pod_end(plan, pod_name, config, &mut pod).inspect_err(|_| {
+        // The error that led here says more than one about the removal could;
+        // what stays is found and removed by DEL.
+        let _ = pod.request(delete(plan.index));
+    })
+}
+
+fn set_up_pod_end(
+    plan: &Plan,
+    pod_name: &str,
+    config: &Config,
+    pod: &mut Rtnetlink,
+) -> Result<(), Error> {
+    if plan.has(true) {
+        enable_ipv6(pod_name)?;
+    }
+    let mut has_default_of = |ipv6| Ok::<_, Error>(plan.has(ipv6) && has_default(pod, ipv6)?);
+    let has_default = [has_default_of(false)?, has_default_of(true)?];
+    let mut steps = Steps::default();
+    for address in plan.pod_addresses() {
+        steps.push(address.add(), || format!("ip address add {}", address.words(pod_name)));
+    }
+    for neighbour in plan.pod_neighbours() {
+        let words = || format!("ip neighbour replace {}", neighbour.words(pod_name));
+        steps.push(neighbour.set(), words);
+    }
+    for route in plan.pod_routes(config.default_route, has_default) {
+        steps.push(route.append(), || format!("ip route add {}", route.words(Some(pod_name))));
+    }
+    steps.run(pod, "in the container")
+}
+
+/// Makes the pair, the pod's end up, under an index that both namespaces have free.
+fn make_pair(
+    plan: &mut Plan,
+    pod_name: &str,
+    namespaces: &Namespaces,
+    pod: &mut Rtnetlink,
+) -> Result<(), Error> {
+    use std::os::fd::AsFd;
+    for _ in 0..INDEX_ATTEMPTS {
+        let pair = VethPair {
+            pod_name,
+            pod_mac: plan.pod_mac,
+            host_name: &plan.host_name,
+            host_mac: plan.host_mac,
+            index: plan.index,
+            mtu: plan.mtu,
+            host_netns: namespaces.host.as_fd(),
+        };
+        match pod.request(pair.message()) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.errno == Errno::EBUSY => plan.index = random_index(),
+            Err(e) if e.is_exists() => return Err(already_there(plan, pod_name, pod, &e)),
+            Err(e) => {
+                let what = format!("cannot make the veth pair {pod_name} - {}", plan.host_name);
+                return Err(refused(e.about(what)));
+            }
+        }
+    }
+    let msg = format!("no free interface index for {pod_name} in {INDEX_ATTEMPTS} attempts");
+    Err(Error::new(Code::Kernel, msg))
+}
+
+/// Says which of the two names is taken.
+fn already_there(plan: &Plan, pod_name: &str, pod: &mut Rtnetlink, error: &kernel::Error) -> Error {
+    let in_pod = pod.link_by_name(pod_name).is_ok_and(|link| link.is_some());
+    let msg = if in_pod {
+        format!("interface {pod_name} exists in the container already ({error}); DEL first")
+    } else {
+        let name = &plan.host_name;
+        format!(
+            "the host end {name} of this attachment exists already ({error}): an ADD of the same \
+             container, interface and network was not followed by DEL"
+        )
+    };
+    Error::new(Code::Kernel, msg)
+}
+
+/// A namespace may come with IPv6 off (Docker and containerd do that for
+/// containers without it).
+fn enable_ipv6(pod_name: &str) -> Result<(), Error> {
+    for interface in ["lo", pod_name] {
+        sysctl::set(&format!("net/ipv6/conf/{interface}/disable_ipv6"), "0").map_err(refused)?;
+    }
+    Ok(())
+}
+
+fn has_default(pod: &mut Rtnetlink, ipv6: bool) -> Result<bool, Error> {
+    let family = if ipv6 { libc::AF_INET6 } else { libc::AF_INET } as u8;
+    let routes = pod.routes(Filter { family, table: TABLE_MAIN, ..Filter::default() });
+    Ok(routes.map_err(refused)?.iter().any(is_default))
+}
+
+/// Sets up the host's end.
+fn make_host_end(plan: &Plan, alias: &str, host: &mut Rtnetlink) -> Result<(), Error> {
+    let name = &plan.host_name;
+    // Before it is up: one router advertisement of the pod would give the node a
+    // default route (CVE-2020-10749).
+    let accept_ra = format!("net/ipv6/conf/{name}/accept_ra");
+    // Absent where the kernel has no IPv6.
+    if sysctl::get(&accept_ra).map_err(refused)?.is_some() {
+        sysctl::set(&accept_ra, "0").map_err(refused)?;
+    }
+    if plan.has(true) {
+        sysctl::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0").map_err(refused)?;
+    }
+    let mut steps = Steps::default();
+    let up = LinkChange { up: Some(true), alias: Some(alias), ..LinkChange::default() };
+    steps.push(up.message(plan.index), || format!("ip link set {name} {}", up.words()));
+    for address in plan.host_addresses() {
+        steps.push(address.add(), || format!("ip address add {}", address.words(name)));
+    }
+    for route in plan.host_routes() {
+        steps.push(route.add(), || format!("ip route add {}", route.words(Some(name))));
+    }
+    for neighbour in plan.host_neighbours() {
+        steps.push(neighbour.set(), || format!("ip neighbour replace {}", neighbour.words(name)));
+    }
+    steps.run(host, "on the host")
+}
+
+/// Requests that go out together, and the words that name each in an error.
+#[derive(Default)]
+struct Steps {
+    messages: Vec<Message>,
+    words: Vec<String>,
+}
+
+impl Steps {
+    fn push(&mut self, message: Message, words: impl Fn() -> String) {
+        self.messages.push(message);
+        self.words.push(words());
+    }
+
+    fn run(mut self, socket: &mut Rtnetlink, place: &str) -> Result<(), Error> {
+        let refusals = socket.batch(&mut self.messages).map_err(refused)?;
+        let Some(Refusal { index, error }) = refusals.into_iter().next() else { return Ok(()) };
+        let words = self.words.get(index).map_or("", String::as_str);
+        Err(refused(error.about(format_args!("{place}, `{words}` failed"))))
+    }
+}
+
+/// MTU of the link that holds this node's address, else of the default route's.
+fn underlay_mtu(network: &Network, host: &mut Rtnetlink) -> Result<u32, Error> {
+    if let Some(mtu) = node::underlay_mtu(&Source::of_ipam(network)?, host)? {
+        return Ok(mtu);
+    }
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let filter = Filter { family: family as u8, table: TABLE_MAIN, ..Filter::default() };
+        let routes = host.routes(filter).map_err(refused)?;
+        let dev = routes.iter().filter(|route| is_default(route)).find_map(|route| route.dev);
+        if let Some(dev) = dev
+            && let Some(link) = host.link(dev).map_err(refused)?
+        {
+            return Ok(link.mtu);
+        }
+    }
+    Ok(ETHERNET_MTU)
+}
+
+/// The result: both ends, the addresses on the pod's, and what the IPAM gave.
+fn result(config: &Config, given: AddResult, plan: &Plan, attachment: &Attachment) -> AddResult {
+    let sandbox = attachment.netns.as_ref().map(|path| path.display().to_string());
+    let host = Interface {
+        name: plan.host_name.clone(),
+        mac: format_mac(&plan.host_mac),
+        mtu: Some(plan.mtu),
+        ..Interface::default()
+    };
+    let pod = Interface {
+        name: attachment.key.ifname.clone(),
+        mac: format_mac(&plan.pod_mac),
+        mtu: Some(plan.mtu),
+        sandbox: sandbox.unwrap_or_default(),
+        ..Interface::default()
+    };
+    let ips = plan.addresses.iter().map(|&(address, gateway)| IpConfig {
+        address,
+        gateway: Some(gateway),
+        interface: Some(1),
+    });
+    AddResult {
+        interfaces: vec![host, pod],
+        ips: ips.collect(),
+        routes: given.routes,
+        dns: config.dns.clone().unwrap_or(given.dns),
+    }
+}

@@ -1,0 +1,67 @@
+//! DEL and GC: the link goes first and takes addresses, routes and neighbours
+//! with it; the address is released only when nothing answers to it any more.
+
+use std::collections::BTreeSet;
+
+use cni::{Attachment, AttachmentKey, Code, Error, Network};
+use kernel::Rtnetlink;
+use kernel::link::{delete, delete_by_name};
+
+use crate::attachment::{Alias, Id, is_host_end};
+use crate::failure::refused;
+use crate::ipam::Ipam;
+
+/// Removes the attachment, as far as it is there.
+pub(super) fn del(attachment: &Attachment, network: &Network) -> Result<(), Error> {
+    // An IPAM plugin that is missing is no reason to leave the link.
+    let ipam = Ipam::of(network);
+    let id = Id::of(&network.name, &attachment.key);
+    let _lock = id.lock()?;
+    match ipam {
+        Ok(ipam) if ipam.needs_link() => {
+            let released = ipam.del(attachment, network);
+            remove_link(id).and(released)
+        }
+        ipam => {
+            remove_link(id)?;
+            ipam?.del(attachment, network)
+        }
+    }
+}
+
+fn remove_link(id: Id) -> Result<(), Error> {
+    let name = id.host_end();
+    match Rtnetlink::open().and_then(|mut host| host.request(delete_by_name(&name))) {
+        Err(e) if !e.is_gone() => Err(refused(e.about(format_args!("cannot delete link {name}")))),
+        _ => Ok(()),
+    }
+}
+
+/// Removes the pairs of this network that belong to no attachment in `valid`. One
+/// that is being made right now is left alone, whatever the caller knows.
+pub(super) fn gc(valid: &[AttachmentKey], network: &Network) -> Result<(), Error> {
+    let ipam = Ipam::of(network)?;
+    let mut host = Rtnetlink::open().map_err(refused)?;
+    let valid_keys: BTreeSet<_> = valid.iter().collect();
+    let mut stale = Vec::new();
+    for link in host.links_of_kind("veth").map_err(refused)?.into_iter().filter(is_host_end) {
+        let Some(alias) = link.alias.as_deref().and_then(Alias::parse) else { continue };
+        if alias.network != network.name || valid_keys.contains(&alias.key) {
+            continue;
+        }
+        if !Id::of(&network.name, &alias.key).is_busy()? {
+            stale.push(link);
+        }
+    }
+    let mut messages: Vec<_> = stale.iter().map(|link| delete(link.index)).collect();
+    let refusals = host.batch(&mut messages).map_err(refused)?;
+    let failed = refusals.into_iter().filter(|refusal| !refusal.error.is_gone());
+    let failed: Vec<String> = failed
+        .map(|refusal| {
+            let name = stale.get(refusal.index).map_or("", |link| link.name.as_str());
+            refusal.error.about(format_args!("cannot delete link {name}")).to_string()
+        })
+        .collect();
+    let released = ipam.gc(valid, network);
+    if failed.is_empty() { released } else { Err(Error::new(Code::Kernel, failed.join("; "))) }
+}
