@@ -190,21 +190,22 @@ impl Socket {
         }
         self.send(&bytes)?;
         let last = self.sequence;
-        let mut failure = None;
-        self.receive(first, last, |incoming, sequence| {
-            let ended = !matches!(incoming, Incoming::Data(_) | Incoming::Interrupted);
+        // Refused wholesale, for want of a right, only the first gets an answer.
+        let outcome = self.receive(first, last, |incoming, sequence| {
+            let index = sequence.wrapping_sub(first) as usize;
             match incoming {
                 Incoming::Data(reply) => {
-                    if let Some(slot) = found.get_mut(sequence.wrapping_sub(first) as usize) {
+                    if let Some(slot) = found.get_mut(index) {
                         *slot = parse(&reply);
                     }
+                    None
                 }
-                Incoming::Refused(error) if !error.is_gone() => failure = Some(error),
-                _ => {}
+                Incoming::Refused(error) if !error.is_gone() => Some(Err(error)),
+                Incoming::Refused(_) | Incoming::Done => (sequence == last).then_some(Ok(())),
+                Incoming::Interrupted => None,
             }
-            (ended && sequence == last).then_some(())
         })?;
-        failure.map_or(Ok(found), Err)
+        outcome.map(|()| found)
     }
 
     /// Lists objects; `parse` picks. Repeated from the start when the list
