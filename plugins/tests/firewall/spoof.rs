@@ -140,3 +140,22 @@ fn neighbour_discovery_passes() {
         assert_eq!(dropped(), before);
     });
 }
+
+#[test]
+fn the_check_comes_back_after_a_flush_and_goes_when_told() {
+    in_lab(|| {
+        run("ip netns add node");
+        let list = || run("ip netns exec node nft list tables");
+        let ours = format!("table inet {}\n", spoof_check::TABLE);
+        for _ in 0..2 {
+            within("node", || spoof_check::ensure().unwrap());
+            assert_eq!(list(), ours);
+            run("ip netns exec node nft flush ruleset");
+            assert_eq!(list(), "");
+        }
+        within("node", || spoof_check::ensure().unwrap());
+        assert!(within("node", || spoof_check::remove().unwrap()));
+        assert_eq!(list(), "");
+        assert!(!within("node", || spoof_check::remove().unwrap()));
+    });
+}
