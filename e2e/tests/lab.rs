@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::{
-    Chain, CniError, Families, Family, Lab, NODE_MAP, PingOptions, Place, RESULTS, Runtime,
-    Section, Spread, Topology, ping, tcp_bulk, weft_bin_dir,
+    Chain, CniError, Families, Family, Frame, Lab, NODE_MAP, PingOptions, Place, RESULTS, Runtime,
+    Section, Spread, Topology, VXLAN_PORTS, ping, tcp_bulk, weft_bin_dir,
 };
 use serde_json::{Value, json};
 
@@ -230,6 +230,12 @@ fn a_capture_on_the_router_decodes_a_tunnelled_ping_to_the_last_field() -> Resul
     assert_eq!((icmp.code, icmp.word & 0xffff, icmp.length), (0, 1, 64));
     let reply = packets[1].frame()?;
     assert!(reply.innermost().ip().and_then(|ip| ip.icmp()).context("reply")?.is_reply());
+
+    // However much of it is cut off, it is an error or a shorter packet, no panic.
+    for end in 0..packets[0].bytes.len() {
+        let cut = Frame::decode(&packets[0].bytes[..end], &VXLAN_PORTS);
+        assert!(cut.is_err() || end >= 34, "a whole IP packet out of {end} bytes: {cut:?}");
+    }
 
     let text = frame.to_string();
     let bytes: Vec<usize> = text
@@ -465,7 +471,7 @@ fn an_older_runtime_and_failing_plugins() -> Result<()> {
     node.write_file("/run/plugins/second/fail.ADD", object.to_string())?;
     let expected = CniError {
         plugin: "second".into(),
-        command: "ADD".into(),
+        command: "ADD",
         code: 11,
         msg: "wait".into(),
         details: "a lock".into(),
