@@ -87,7 +87,7 @@ fn nodes_share_no_files_and_the_machine_keeps_its_own() -> Result<()> {
     let (one, two) = (lab.node("worker1")?, lab.node("worker2")?);
     for dir in ["/run/weft", "/run/netns", "/var/lib/cni", "/etc/weft", "/etc/cni/net.d"] {
         let file = format!("{dir}/lab-test");
-        one.sh(&format!("echo {} >{file}; test -w {dir}", one.name()))?;
+        one.sh(&format!("mkdir -p {dir}; echo {} >{file}", one.name()))?;
         assert_eq!(one.read_file(&file)?, "worker1\n");
         assert!(!two.path(&file).exists(), "{file} is seen on another node");
         assert!(!Path::new(&file).exists(), "{file} is seen on the machine");
@@ -143,7 +143,7 @@ fn a_snapshot_tells_what_changed() -> Result<()> {
         (Section::Nexthops, "ip nexthop add id 77 blackhole", "\"id\":77"),
         (Section::Nftables, "nft add table inet lab_test", "lab_test"),
         (Section::Sysctls, "echo 1 >/proc/sys/net/ipv4/conf/eth0/proxy_arp", "eth0/proxy_arp:1"),
-        (Section::Files, "echo x >/run/weft/stamp", "/run/weft/stamp"),
+        (Section::Files, "mkdir /run/weft; echo x >/run/weft/stamp", "/run/weft/stamp"),
     ];
     for (section, command, text) in changes {
         node.sh(command)?;
@@ -602,14 +602,15 @@ fn a_reboot_leaves_disk_and_physical_network() -> Result<()> {
     node.sh("ip route add unreachable 10.0.1.0/24; ip rule add from 10.8.0.1 table 7
         ip -6 route add unreachable fd10:0:0:1::/64; ip nexthop add id 77 blackhole
         ip link add veth1 type veth peer name veth2; nft add table inet weft_x
-        echo 1 >/proc/sys/net/ipv4/ip_forward; echo x >/run/weft/stamp
+        echo 1 >/proc/sys/net/ipv4/ip_forward; mkdir /run/weft; echo x >/run/weft/stamp
         mkdir -p /var/lib/cni/networks/pods; echo lease >/var/lib/cni/networks/pods/10.0.1.2")?;
     lab.reboot(node)?;
     assert_eq!(node.read_file("/var/lib/cni/networks/pods/10.0.1.2")?, "lease\n");
     let now = node.run_ok(&["cat", "/proc/sys/kernel/random/boot_id"])?;
     assert_ne!(now, boot);
     assert_eq!(far.run_ok(&["cat", "/proc/sys/kernel/random/boot_id"])?, boot);
-    node.sh("rm -r /var/lib/cni/networks; mkdir -p /run/weft")?;
+    assert!(!node.path("/run/weft").exists());
+    node.sh("rm -r /var/lib/cni/networks")?;
     before.without(&[Section::Sysctls]).assert_same(&node.snapshot()?);
     for family in [Family::V4, Family::V6] {
         let result = ping(node, far.address(family)?, &PingOptions::default())?;
