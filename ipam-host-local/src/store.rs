@@ -564,3 +564,50 @@ fn age(stat: &FileStat) -> Option<Duration> {
 fn errno(error: io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holders_are_told_apart() {
+        let attachment = Holder::Attachment(AttachmentKey {
+            container_id: "a.b-1".into(),
+            ifname: "eth0".into(),
+        });
+        for (content, holder) in [
+            ("a.b-1\r\neth0", attachment.clone()),
+            (" a.b-1\r\neth0\n", attachment),
+            ("a.b-1\n", Holder::Container("a.b-1".into())),
+            ("", Holder::Nobody),
+            (" \r\n ", Holder::Nobody),
+            ("\0\0\0", Holder::Nobody),
+            ("reserved for the printer", Holder::Unknown),
+            ("a\neth0", Holder::Unknown),
+            ("#weft lease index 1", Holder::Unknown),
+            ("a\r\neth0\r\nx", Holder::Unknown),
+        ] {
+            assert_eq!(Holder::parse(content.as_bytes()), holder, "{content:?}");
+        }
+        assert_eq!(Holder::parse(&[0xff, b'a']), Holder::Unknown);
+    }
+
+    #[test]
+    fn only_canonical_names_are_leases() {
+        for name in ["10.0.0.1", "fd00::1", "::"] {
+            assert!(lease_address(name).is_some(), "{name}");
+        }
+        for name in [
+            "010.0.0.1",
+            "10.0.0",
+            "FD00::1",
+            "fd00:0::1",
+            "::ffff:10.0.0.1",
+            "lock",
+            "fe80::1%eth0",
+            ".weft",
+        ] {
+            assert!(lease_address(name).is_none(), "{name}");
+        }
+    }
+}

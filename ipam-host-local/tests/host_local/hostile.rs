@@ -175,6 +175,24 @@ fn a_full_disk_leaves_nothing_behind() {
 }
 
 #[test]
+fn del_works_on_a_full_disk() {
+    let dir = Dir::new();
+    let config = small(&dir);
+    // A lease of the reference plugin, and no room for an index.
+    let json = format!("{}.json", dir.0.display());
+    fs::write(&json, config.to_string()).unwrap();
+    let del = format!(
+        "printf 'x\\r\\neth0' > pods/10.1.2.2; touch pods/lock; dd if=/dev/zero of=fill bs=4096 2>/dev/null; \
+         test -s pods/10.1.2.2 || exit 1; CNI_COMMAND=DEL CNI_CONTAINERID=x {} <{json} || exit 1; \
+         test ! -e pods/10.1.2.2 || exit 1; dd if=/dev/zero of=fill2 bs=4096 2>/dev/null",
+        ours().display(),
+    );
+    let out = on_tmpfs("size=128k", &del, "a", &dir, &config);
+    fs::remove_file(json).unwrap();
+    assert_eq!((out["code"].as_u64(), &out["files"]), (Some(5), &json!([])), "{out}");
+}
+
+#[test]
 fn a_read_only_directory_is_an_error_that_says_so() {
     let dir = Dir::new();
     let config = small(&dir);
