@@ -182,9 +182,9 @@ fn del_works_on_a_full_disk() {
     let json = format!("{}.json", dir.0.display());
     fs::write(&json, config.to_string()).unwrap();
     let del = format!(
-        "printf 'x\\r\\neth0' > pods/10.1.2.2; touch pods/lock; dd if=/dev/zero of=fill bs=4096 2>/dev/null; \
-         test -s pods/10.1.2.2 || exit 1; CNI_COMMAND=DEL CNI_CONTAINERID=x {} <{json} || exit 1; \
-         test ! -e pods/10.1.2.2 || exit 1; dd if=/dev/zero of=fill2 bs=4096 2>/dev/null",
+        "printf 'x\\r\\neth0' > 10.1.2.2; touch lock; dd if=/dev/zero of=fill bs=4096 2>/dev/null; \
+         test -s 10.1.2.2 || exit 1; CNI_COMMAND=DEL CNI_CONTAINERID=x {} <{json} || exit 1; \
+         test ! -e 10.1.2.2 || exit 1; dd if=/dev/zero of=fill bs=4096 conv=notrunc oflag=append 2>/dev/null",
         ours().display(),
     );
     let out = on_tmpfs("size=128k", &del, "a", &dir, &config);
