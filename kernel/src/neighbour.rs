@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use crate::address::family_of;
 use crate::error::Result;
 use crate::netlink::{Message, Reply, Rtnetlink};
+use crate::uapi::NTF_EXT_LEARNED;
 use crate::{MacAddress, format_mac};
 
 /// Length of `struct ndmsg`.
@@ -202,7 +203,7 @@ fn parse(reply: &Reply) -> Option<Parsed> {
         family: *body.first()?,
         index: body.get(4..8)?.try_into().ok().map(u32::from_ne_bytes)?,
         state: State::of(body.get(8..10)?.try_into().ok().map(u16::from_ne_bytes)?),
-        external: body.get(10)? & libc::NTF_EXT_LEARNED != 0,
+        external: body.get(10)? & NTF_EXT_LEARNED != 0,
         mac: None,
         dst: None,
     };
