@@ -264,10 +264,14 @@ fn a_node_behind_nat_is_reached_by_its_tunnel_address() -> Result<()> {
     let private = cluster.node("worker2")?.address(Family::V4)?;
     let nat = format!(
         "table ip nat {{
-           chain prerouting {{ type nat hook prerouting priority dstnat
-             iifname != net44 ip daddr {PUBLIC} dnat to {private} }}
-           chain postrouting {{ type nat hook postrouting priority srcnat
-             iifname net44 ip saddr {private} snat to {PUBLIC} }}
+           chain prerouting {{
+             type nat hook prerouting priority dstnat
+             iifname != net44 ip daddr {PUBLIC} dnat to {private}
+           }}
+           chain postrouting {{
+             type nat hook postrouting priority srcnat
+             iifname net44 ip saddr {private} snat to {PUBLIC}
+           }}
          }}"
     );
     cluster.lab.router().command(&["nft", "-f", "-"]).stdin(nat).ok()?;

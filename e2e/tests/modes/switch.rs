@@ -159,7 +159,7 @@ impl Switched {
     /// Whether a ping shows in the tunnel, on the router.
     fn is_tunnelled(&self, family: Family) -> Result<bool> {
         // By its length, for the tunnel carries the connections too.
-        let filter = "icmp or icmp6 or udp port 8472 and (len == 169 or len == 189)";
+        let filter = "icmp or icmp6 or (udp port 8472 and (len == 169 or len == 189))";
         let capture = self.cluster.lab.router().capture("net211", filter)?;
         let options = PingOptions { size: 77, ..PingOptions::default() };
         assert_ping(&self.pods[0], self.pods[1].addr(family)?, options)?;
