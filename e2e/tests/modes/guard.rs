@@ -97,7 +97,7 @@ impl Fortress {
         Ok(Attack { what, sender, packets, victim: "worker1" })
     }
 
-    fn from_foreign_host(&self) -> Result<Vec<Attack>> {
+    fn of_foreign_host(&self) -> Result<Vec<Attack>> {
         let (from, to) = (self.end("outside")?, self.end("worker1")?);
         let plain = ip(from, to, UDP, 0, &self.datagram(from, to, PORT));
         let to_peer = ip(from, to, UDP, 0, &self.datagram(from, to, 30_000));
@@ -144,7 +144,7 @@ impl Fortress {
         ])
     }
 
-    fn from_pod(&self) -> Result<Vec<Attack>> {
+    fn of_pod(&self) -> Result<Vec<Attack>> {
         let own = self.pod.addr(self.outer)?;
         let (node, peer) = (self.end("worker1")?, self.end("worker2")?);
         let [service_peer, service_self] = self.services;
@@ -181,8 +181,8 @@ impl Fortress {
 
     /// Every attack succeeds without the guard and none with it.
     fn withstands(&mut self) -> Result<()> {
-        let mut attacks = self.from_foreign_host()?;
-        attacks.extend(self.from_pod()?);
+        let mut attacks = self.of_foreign_host()?;
+        attacks.extend(self.of_pod()?);
         for attack in &attacks {
             assert_eq!(self.outcome(attack)?, (0, 1), "harmless anyway: {}", attack.what);
         }

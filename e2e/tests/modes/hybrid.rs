@@ -97,7 +97,7 @@ fn every_range_of_a_pair_of_nodes_goes_the_same_way() -> Result<()> {
     }
     let pairs: BTreeSet<_> = sent.iter().map(|(from, to, ..)| (from, to)).collect();
     assert_eq!(pairs.len(), 12, "every pair of nodes, both ways");
-    Ok(())
+    cluster.assert_no_source_was_refused()
 }
 
 #[track_caller]

@@ -55,6 +55,7 @@ impl Range {
         let topology = Topology::nodes(2, spread, Families::Both, Families::Both);
         let topology = topology.with_outside(Families::Both);
         let cluster = Cluster::start(topology, &conflist(routing))?;
+        cluster.set_rp_filter("1")?;
         cluster.route_to_all()?;
         let pod = Place::clone(&*cluster.pod("node1", "pod-a")?);
         cluster.sync_all()?;
@@ -117,6 +118,7 @@ fn in_hybrid_mode_on_a_shared_link() -> Result<()> {
 #[test]
 fn without_the_own_range_route_packets_bounce() -> Result<()> {
     let range = Range::start(Spread::Own, native())?;
+    range.cluster.set_rp_filter("0")?;
     let node2 = range.cluster.node("node2")?;
     node2.ip_batch("route del unreachable 10.0.2.0/24\n")?;
     let capture = node2.capture("eth0", "icmp")?;

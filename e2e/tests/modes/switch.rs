@@ -281,6 +281,25 @@ fn a_connection_survives_the_switch_and_the_way_back() -> Result<()> {
     Ok(())
 }
 
+/// Without a `weft sync`: the next pod's ADD brings its node along, and only its node.
+#[test]
+fn the_next_pod_brings_its_node_along() -> Result<()> {
+    let mut cluster = Switched::start()?;
+    cluster.cluster.set_conflist(&native())?;
+    cluster.cluster.pod("worker1", "pod-c")?;
+    assert_native(&cluster)?;
+    let worker1 = cluster.cluster.node("worker1")?;
+    for host_end in host_ends(worker1)? {
+        assert_eq!(mtu(worker1, &host_end)?, 1500, "{host_end}");
+    }
+    assert_eq!([mtu(&cluster.pods[0], "eth0")?, mtu(&cluster.pods[1], "eth0")?], [1500, 1450]);
+    assert!(mtu(cluster.cluster.node("worker2")?, "weft.1")? > 0, "worker2 has its tunnel still");
+    cluster.cluster.pod("worker2", "pod-d")?;
+    cluster.assert_mtu(1500)?;
+    assert!(!cluster.is_tunnelled(Family::V4)? && !cluster.is_tunnelled(Family::V6)?);
+    Ok(())
+}
+
 /// Routes of ours to peers, as `(destination, whether by a gateway on eth0)`.
 fn peer_routes(node: &Place, family: &str) -> Result<Vec<String>> {
     let routes = node.json(&["ip", family, "-j", "route", "show", "proto", "87", "dev", "eth0"])?;
