@@ -57,8 +57,9 @@ const SYSCTLS: &str =
 const DIRECTORIES: [&str; 5] = ["/run/weft", "/run/netns", "/var/lib/cni", "/etc/weft", "/etc/cni"];
 
 /// Keys whose values change by themselves, or tell the order of things made since gone.
-const VOLATILE: [&str; 12] = [
+const VOLATILE: [&str; 13] = [
     "handle",
+    "ifindex",
     "metainfo",
     "bytes",
     "packets",
