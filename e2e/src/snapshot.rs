@@ -69,6 +69,7 @@ const VOLATILE: [&str; 13] = [
     "probes",
     "refcnt",
     "expires",
+    "tentative",
     "valid_life_time",
     "preferred_life_time",
 ];
