@@ -21,7 +21,9 @@ fn durable(line: &str) -> bool {
 fn assert_as_before(before: &Snapshot, now: &Snapshot) {
     let diff = before.diff(now);
     let others = diff.lines().filter(|line| {
-        let sysctl = line.contains("Sysctls: ") && line.contains("forward");
+        // With forwarding the kernel turns redirects off (`inet_forward_change`).
+        let sysctl = line.contains("Sysctls: ")
+            && (line.contains("forward") || line.contains("all/accept_redirects"));
         !sysctl && !(line.contains("Files: ") && durable(line))
     });
     let others: Vec<&str> = others.collect();

@@ -16,6 +16,12 @@ fn state(node: &Node) -> Result<Snapshot> {
     Ok(node.snapshot()?.without(&[Section::Files]))
 }
 
+/// Waits until duplicate address detection is over, the last that the kernel does by itself.
+fn no_tentative_address(node: &Node) -> Result<()> {
+    let has_none = || Ok(node.run_ok(&["ip", "address", "show", "tentative"])?.is_empty().then_some(()));
+    node.wait_until("duplicate address detection", DEADLINE, has_none)
+}
+
 /// Each takes or changes one thing that is weft's.
 const DAMAGES: [&str; 18] = [
     "ip link del weft.1",
@@ -102,8 +108,8 @@ fn a_second_sync_says_nothing_to_the_kernel() -> Result<()> {
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     cluster.pod("worker1", "pod-a")?;
     let node = cluster.node("worker1")?;
+    no_tentative_address(node)?;
     let before = node.snapshot()?;
-    let nft = node.spawn(&["nft", "monitor"])?;
     let monitor = Monitor::start(node)?;
     for command in [&["sync"][..], &["plan"]] {
         let output = cluster.weft("worker1", command)?;
@@ -120,7 +126,6 @@ fn a_second_sync_says_nothing_to_the_kernel() -> Result<()> {
         let own = event.contains("[NEIGH]") && !event.contains("PERMANENT");
         assert!(own || event.contains("192.0.2.255"), "{event}");
     }
-    drop(nft);
     before.assert_same(&node.snapshot()?);
     Ok(())
 }
@@ -198,7 +203,7 @@ fn a_node_s_new_address_is_applied_in_place() -> Result<()> {
         Ok(only(&node.json(&["ip", "-j", "link", "show", "weft.1"])?)["ifindex"].to_string())
     };
     let indices = (index(cluster.node("worker1")?)?, index(worker2)?);
-    worker2.sh("ip address add 192.168.44.200/24 dev eth0; ip address del 192.168.44.128/24 dev eth0
+    worker2.sh("ip address del 192.168.44.128/24 dev eth0; ip address add 192.168.44.200/24 dev eth0
         ip route replace default via 192.168.44.129")?;
     let mut map: serde_json::Value = conf::NODES.parse()?;
     map["nodes"][2]["addresses"] = json!(["192.168.44.200"]);
