@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use e2e::{Chain, Cluster, Family, Place, PingOptions, Pod, conf, weft_bin_dir};
+use e2e::{Chain, Cluster, Family, PingOptions, Place, Pod, conf, weft_bin_dir};
 use serde_json::{Value, json};
 
 use crate::{assert_ping, matching, only};
@@ -18,7 +18,8 @@ fn is_host_end(name: &str) -> bool {
 /// The result's interface with or without a sandbox.
 fn interface(result: &Value, in_pod: bool) -> Result<&Value> {
     let mut interfaces = result["interfaces"].as_array().into_iter().flatten();
-    let has_sandbox = |interface: &Value| interface["sandbox"].as_str().is_some_and(|s| !s.is_empty());
+    let has_sandbox =
+        |interface: &Value| interface["sandbox"].as_str().is_some_and(|s| !s.is_empty());
     interfaces.find(|interface| has_sandbox(interface) == in_pod).context("no such interface")
 }
 
@@ -96,9 +97,13 @@ fn the_result_is_what_the_kernel_holds_in_every_version() -> Result<()> {
         let address = format!("10.0.1.{}", number + 2);
         assert_eq!(result["cniVersion"], json!(version));
         let ip = only(&result["ips"]);
-        assert_eq!((&ip["address"], &ip["gateway"]), (&json!(format!("{address}/24")), &json!("10.0.1.1")));
+        assert_eq!(
+            (&ip["address"], &ip["gateway"]),
+            (&json!(format!("{address}/24")), &json!("10.0.1.1"))
+        );
         assert_eq!(ip["version"], if version == "0.4.0" { json!("4") } else { Value::Null });
-        let pod_end = &result["interfaces"][ip["interface"].as_u64().context("interface")? as usize];
+        let pod_end =
+            &result["interfaces"][ip["interface"].as_u64().context("interface")? as usize];
         assert_eq!(pod_end, interface(&result, true)?);
         for in_pod in [true, false] {
             let mtu = &interface(&result, in_pod)?["mtu"];

@@ -15,7 +15,8 @@ fn mtus(cluster: &Cluster, pod: &Pod) -> Result<(u64, u64)> {
     let index = only(&inside)["link_index"].to_string();
     let outside = pod.node().json(&["ip", "-j", "link"])?;
     let mut links = outside.as_array().into_iter().flatten();
-    let host_end = links.find(|link| link["ifindex"].to_string() == index).context("no host end")?;
+    let host_end =
+        links.find(|link| link["ifindex"].to_string() == index).context("no host end")?;
     let _ = cluster;
     let number = |link: &serde_json::Value| link["mtu"].as_u64().context("no MTU");
     Ok((number(only(&inside))?, number(host_end)?))
@@ -61,7 +62,8 @@ fn a_pod_with_a_larger_mtu_is_told_the_route_s() -> Result<()> {
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let (a, b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
     let host_end = only(&a.json(&["ip", "-j", "link", "show", "eth0"])?)["link_index"].to_string();
-    let name = a.node().sh(&format!("ip -o link | sed -n 's/^{host_end}: \\([^@]*\\)@.*/\\1/p'"))?;
+    let name =
+        a.node().sh(&format!("ip -o link | sed -n 's/^{host_end}: \\([^@]*\\)@.*/\\1/p'"))?;
     a.node().run_ok(&["ip", "link", "set", name.trim(), "mtu", "1500"])?;
     a.run_ok(&["ip", "link", "set", "eth0", "mtu", "1500"])?;
     let to = b.addr(Family::V4)?;

@@ -19,7 +19,12 @@ fn vtep(third: u8) -> Mac {
 }
 
 /// Asserts all that the lesson says of an echo through the tunnel, as it is on a link.
-fn assert_lesson_frame(packet: &Packet, from: (&str, u8), to: (&str, u8), ttl: u8) -> Result<Frame> {
+fn assert_lesson_frame(
+    packet: &Packet,
+    from: (&str, u8),
+    to: (&str, u8),
+    ttl: u8,
+) -> Result<Frame> {
     let frame = packet.frame()?;
     assert_eq!(frame.length, 148);
     assert_eq!(frame.ethertype, 0x0800);
@@ -84,12 +89,11 @@ fn the_source_port_tells_flows_apart_and_stays_with_a_flow() -> Result<()> {
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let (a, b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
     let to = b.addr(Family::V4)?.to_string();
-    let capture = cluster.lab().router().capture("net211", "udp port 8472 and src 192.168.211.128")?;
+    let capture =
+        cluster.lab().router().capture("net211", "udp port 8472 and src 192.168.211.128")?;
     // UDP from 16 ports, 3 datagrams each.
     for port in 40000..40016 {
-        let script = format!(
-            "exec 3<>/dev/udp/{to}/{port}; for i in 1 2 3; do printf x >&3; done"
-        );
+        let script = format!("exec 3<>/dev/udp/{to}/{port}; for i in 1 2 3; do printf x >&3; done");
         a.run_ok(&["bash", "-c", &script])?;
     }
     let inner_port = |frame: &Frame| frame.innermost().ip()?.udp().map(|udp| udp.destination);
@@ -99,7 +103,8 @@ fn the_source_port_tells_flows_apart_and_stays_with_a_flow() -> Result<()> {
     let mut ports = std::collections::BTreeMap::<u16, Vec<u16>>::new();
     for packet in capture.stop()? {
         let frame = packet.frame()?;
-        let (Some(flow), Some(udp)) = (inner_port(&frame), frame.ip().and_then(|ip| ip.udp())) else {
+        let (Some(flow), Some(udp)) = (inner_port(&frame), frame.ip().and_then(|ip| ip.udp()))
+        else {
             continue;
         };
         ports.entry(flow).or_default().push(udp.source);
@@ -180,7 +185,8 @@ fn an_address_that_no_pod_has_is_refused_at_once_and_loops_nowhere() -> Result<(
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let (a, _b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
     for nobody in ["10.0.1.77", "10.0.2.77"] {
-        let result = e2e::ping(&a, nobody.parse()?, &PingOptions { wait: 5.0, ..Default::default() })?;
+        let result =
+            e2e::ping(&a, nobody.parse()?, &PingOptions { wait: 5.0, ..Default::default() })?;
         assert!(!result.all());
         let said = &result.output.stdout;
         assert!(said.contains("Destination Host Unreachable"), "{}", result.output);
