@@ -105,9 +105,9 @@ impl Call {
 
 /// The half of a call that stands in the environment, validated.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub(crate) struct Request {
     /// CNI_COMMAND.
-    pub verb: Verb,
+    pub(crate) verb: Verb,
     /// The attachment, for the verbs that concern one.
     attachment: Option<Attachment>,
     /// CNI_PATH.
@@ -117,7 +117,7 @@ pub struct Request {
 impl Request {
     /// Reads the environment. An empty variable is an unset one: libcni exports
     /// all of them for every verb.
-    pub fn parse(env: Environment<'_>) -> Result<Self, Error> {
+    pub(crate) fn parse(env: Environment<'_>) -> Result<Self, Error> {
         let verb = parse_verb(env)?;
         let is_missing = |name: &&&str| env(name).is_none_or(|value| value.is_empty());
         let missing: Vec<_> = verb.required().iter().filter(is_missing).copied().collect();
@@ -134,7 +134,7 @@ impl Request {
     }
 
     /// Completes the call with the network configuration.
-    pub fn with_config(self, stdin: &[u8]) -> Result<Call, Error> {
+    pub(crate) fn with_config(self, stdin: &[u8]) -> Result<Call, Error> {
         if self.verb == Verb::Version {
             return Ok(Call::Version(answer_version(stdin)));
         }
@@ -194,14 +194,17 @@ fn is_identifier(text: &str) -> bool {
         && text.bytes().all(is_inner)
 }
 
-/// `dev_valid_name` of the kernel (net/core/dev.c), and no `%`, which the kernel
+/// `dev_valid_name` of the kernel (net/core/dev.c), whose `isspace` is that of
+/// Latin-1 and so refuses byte 0xa0 in any character; and no `%`, which the kernel
 /// takes for a pattern to number (`__dev_alloc_name`).
 fn check_ifname(name: &str) -> Result<(), Error> {
     let problem = if name.len() > 15 {
         "it is longer than the kernel's 15 bytes"
     } else if name == "." || name == ".." {
         "the kernel takes no such name"
-    } else if name.contains(|c: char| "/:%".contains(c) || c.is_whitespace() || c == '\0') {
+    } else if name.contains(|c: char| "/:%".contains(c) || c.is_whitespace() || c == '\0')
+        || name.bytes().any(|byte| byte == 0xa0)
+    {
         "\"/\", \":\", \"%\" and white space are not allowed in it"
     } else {
         return Ok(());

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -132,13 +132,9 @@ fn failure(program: &Path, verb: Verb, output: &Output) -> Error {
     }
     let msg = format!("{} {verb} failed without an error object", program.display());
     let said = excerpt(&output.stdout);
-    let how = describe(output.status);
+    let how = output.status.to_string();
     let details = if said.is_empty() { how } else { format!("{how}; it printed: {said}") };
     Error::new(Code::Delegate, msg).with_details(details)
-}
-
-fn describe(status: ExitStatus) -> String {
-    status.to_string()
 }
 
 /// The beginning of what a program printed, enough for a log.

@@ -4,6 +4,10 @@
 //! environment, the network configuration on standard input, and one JSON value
 //! leaves on standard output. This crate turns that into typed calls on a
 //! [`Plugin`] and back. It knows nothing of the kernel or of networking.
+//!
+//! [`run`] is a plugin's whole `main`. [`Call::parse`] and
+//! [`AddResult::from_json`], which read what comes from outside, touch nothing of
+//! the process.
 
 mod args;
 mod call;
@@ -18,7 +22,7 @@ mod run;
 mod version;
 
 pub use args::reject_unknown_args;
-pub use call::{Call, Environment, Request, Verb};
+pub use call::{Call, Environment, Verb};
 pub use config::requested_ip;
 pub use error::{Code, Error};
 pub use json::Object;

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
-use crate::call::error_version;
-use crate::{Attachment, Call, Code, Error, Plugin, Request, Version};
+use crate::call::{Request, error_version};
+use crate::{Attachment, Call, Code, Error, Plugin, Verb, Version};
 
 /// Serves the call that the process was started for: validates it, hands it to
 /// `plugin`, prints the result or the error object.
@@ -21,10 +21,8 @@ use crate::{Attachment, Call, Code, Error, Plugin, Request, Version};
 pub fn run(plugin: &dyn Plugin) -> ExitCode {
     std::panic::set_hook(Box::new(report_panic));
     if std::env::var_os("CNI_COMMAND").is_none_or(|verb| verb.is_empty()) {
-        let name = std::env::args().next().unwrap_or_default();
-        let name = Path::new(&name).file_name().unwrap_or_default().display();
-        eprintln!("{name}: a CNI plugin of weft {}", env!("CARGO_PKG_VERSION"));
-        eprintln!("CNI protocol versions supported: {}", Version::list());
+        // Nobody is there to tell if standard error is closed.
+        let _ = introduce(&mut io::stderr());
         return ExitCode::SUCCESS;
     }
     let mut stdin = Vec::new();
@@ -46,11 +44,18 @@ pub fn run(plugin: &dyn Plugin) -> ExitCode {
     }
 }
 
+fn introduce(to: &mut impl Write) -> io::Result<()> {
+    let program = std::env::args_os().next().unwrap_or_default();
+    let name = Path::new(&program).file_name().unwrap_or_default().display();
+    writeln!(to, "{name}: a CNI plugin of weft {}", env!("CARGO_PKG_VERSION"))?;
+    writeln!(to, "CNI protocol versions supported: {}", Version::list())
+}
+
 fn serve(plugin: &dyn Plugin, stdin: &mut Vec<u8>) -> Result<Option<Value>, Error> {
     let request = Request::parse(&|name| std::env::var_os(name))?;
     let read = io::stdin().lock().read_to_end(stdin);
     if let Err(error) = read
-        && request.verb != crate::Verb::Version
+        && request.verb != Verb::Version
     {
         let msg = format!("cannot read the network configuration from standard input: {error}");
         return Err(Error::new(Code::Io, msg));
