@@ -159,36 +159,18 @@ impl Store {
         let Some(lock) = lock(file, &lock_path, wait)? else { return Ok(None) };
         let own = own_directory(&dir);
         let old = own.as_ref().ok().and_then(open_index);
-        let store = match old {
-            Some(notes) if notes.boot == boot.id && is_sealed(&dir, &notes) => Self {
-                path: path.to_owned(),
-                dir,
-                own,
-                boot,
-                notes,
-                kept: true,
-                intact: true,
-                changed: false,
-                _lock: lock,
-            },
+        let (notes, kept, changed) = match old {
+            Some(notes) if notes.boot == boot.id && is_sealed(&dir, &notes) => (notes, true, false),
             old => {
                 let scan = scan(&dir, &boot, old.as_ref())
                     .map_err(|error| failed("read the lease directory", &error))?;
                 let (notes, kept) = write_notes(&own, &boot, &scan)
                     .map_err(|error| failed("index the lease directory", &error))?;
-                Self {
-                    path: path.to_owned(),
-                    dir,
-                    own,
-                    boot,
-                    notes,
-                    kept,
-                    intact: true,
-                    changed: true,
-                    _lock: lock,
-                }
+                (notes, kept, true)
             }
         };
+        let path = path.to_owned();
+        let store = Self { path, dir, own, boot, notes, kept, intact: true, changed, _lock: lock };
         Ok(Some(store))
     }
 
