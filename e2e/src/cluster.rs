@@ -106,6 +106,13 @@ impl Cluster {
         self.node(node)?.run(&argv)
     }
 
+    /// PATH with the executables under test in front.
+    pub fn search_path(&self) -> Result<std::ffi::OsString> {
+        let old = std::env::var_os("PATH").unwrap_or_default();
+        let dirs = std::iter::once(self.bin_dir.clone()).chain(std::env::split_paths(&old));
+        std::env::join_paths(dirs).context("PATH")
+    }
+
     /// Runs `weft sync` on every node; each has to succeed.
     pub fn sync_all(&self) -> Result<()> {
         let nodes = self.lab.nodes().iter().filter(|node| !node.host().pod_ranges.is_empty());
