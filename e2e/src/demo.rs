@@ -8,11 +8,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use e2e::{Capture, Cluster, Family, Frame, Packet, Place, Pod, conf};
 
+/// Does what a step does and prints it.
+type Step = fn(&mut Demo) -> Result<()>;
+
 /// How long a frame that was sent may take to be seen.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The steps in order; each begins where the one before ended.
-const STEPS: [(&str, fn(&mut Demo) -> Result<()>); 3] = [
+const STEPS: [(&str, Step); 3] = [
     ("tunnel: the router knows nothing of pods", tunnel),
     ("native: the same pods without a tunnel", native),
     ("native, with routes on the router", routes),

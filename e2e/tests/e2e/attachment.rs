@@ -1,7 +1,7 @@
 //! One attachment: what ADD tells is what the kernel holds, in every version.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use e2e::{Chain, Cluster, Family, PingOptions, Place, Pod, conf, weft_bin_dir};
@@ -150,17 +150,11 @@ fn check_tells_what_of_its_attachment_is_gone() -> Result<()> {
 }
 
 /// A directory of plugins in which `host-local` is another file than `veth`.
-struct Copies(tempdir::Dir);
+struct Copies(PathBuf);
 
-mod tempdir {
-    use std::path::PathBuf;
-
-    pub(super) struct Dir(pub(super) PathBuf);
-
-    impl Drop for Dir {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
+impl Drop for Copies {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -169,7 +163,7 @@ impl Copies {
         let bin = weft_bin_dir()?;
         let dir = bin.with_file_name(format!("cni-bin-copies-{}", std::process::id()));
         fs::create_dir_all(&dir)?;
-        let copies = Copies(tempdir::Dir(dir));
+        let copies = Copies(dir);
         fs::copy(bin.join("host-local"), copies.dir().join("host-local"))?;
         for name in ["veth", "routing"] {
             let path = copies.dir().join(name);
@@ -181,7 +175,7 @@ impl Copies {
     }
 
     fn dir(&self) -> &Path {
-        &self.0.0
+        &self.0
     }
 }
 

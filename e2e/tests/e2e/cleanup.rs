@@ -24,7 +24,8 @@ fn assert_as_before(before: &Snapshot, now: &Snapshot) {
         // With forwarding the kernel turns redirects off (`inet_forward_change`).
         let sysctl = line.contains("Sysctls: ")
             && (line.contains("forward") || line.contains("all/accept_redirects"));
-        !sysctl && !(line.contains("Files: ") && durable(line))
+        let kept = line.contains("Files: ") && durable(line);
+        !sysctl && !kept
     });
     let others: Vec<&str> = others.collect();
     assert!(others.is_empty(), "left behind:\n{}", others.join("\n"));

@@ -5,6 +5,7 @@ mod attachment;
 mod cleanup;
 mod converge;
 mod demo;
+mod modes;
 mod mtu;
 mod reach;
 mod tunnel;

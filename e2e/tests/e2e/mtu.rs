@@ -5,21 +5,26 @@ use e2e::{
     Cluster, Families, Family, Lab, PingOptions, Pod, Topology, conf, ping, tcp_bulk,
     with_routing_keys,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{assert_ping, only};
 
 /// MTU of a pod's end and of its host's end.
-fn mtus(cluster: &Cluster, pod: &Pod) -> Result<(u64, u64)> {
+fn mtus(pod: &Pod) -> Result<(u64, u64)> {
     let inside = pod.json(&["ip", "-j", "link", "show", "eth0"])?;
-    let index = only(&inside)["link_index"].to_string();
+    let outside = pod.node().json(&["ip", "-j", "link", "show", &host_end(pod)?])?;
+    let number = |links: &Value| only(links)["mtu"].as_u64().context("no MTU");
+    Ok((number(&inside)?, number(&outside)?))
+}
+
+/// The name of a pod's host end.
+fn host_end(pod: &Pod) -> Result<String> {
+    let inside = pod.json(&["ip", "-j", "link", "show", "eth0"])?;
+    let index = &only(&inside)["link_index"];
     let outside = pod.node().json(&["ip", "-j", "link"])?;
     let mut links = outside.as_array().into_iter().flatten();
-    let host_end =
-        links.find(|link| link["ifindex"].to_string() == index).context("no host end")?;
-    let _ = cluster;
-    let number = |link: &serde_json::Value| link["mtu"].as_u64().context("no MTU");
-    Ok((number(only(&inside))?, number(host_end)?))
+    let link = links.find(|link| link["ifindex"] == *index).context("no host end")?;
+    Ok(link["ifname"].as_str().context("no name")?.to_string())
 }
 
 /// Asserts that packets of `most` bytes pass both ways and that a byte more is refused
@@ -43,7 +48,7 @@ fn a_pod_sends_what_the_underlay_leaves_and_not_a_byte_more() -> Result<()> {
         let cluster = Cluster::new(lab, &conf::TUNNEL.parse()?)?;
         let (a, b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
         let expected = u64::from(underlay - 50);
-        assert_eq!(mtus(&cluster, &a)?, (expected, expected), "on {underlay}");
+        assert_eq!(mtus(&a)?, (expected, expected), "on {underlay}");
         assert_most(&a, &b, underlay - 50)?;
         // From the node too, whose device has the same MTU.
         let node = cluster.node("worker1")?;
@@ -61,10 +66,7 @@ fn a_pod_sends_what_the_underlay_leaves_and_not_a_byte_more() -> Result<()> {
 fn a_pod_with_a_larger_mtu_is_told_the_route_s() -> Result<()> {
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let (a, b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
-    let host_end = only(&a.json(&["ip", "-j", "link", "show", "eth0"])?)["link_index"].to_string();
-    let name =
-        a.node().sh(&format!("ip -o link | sed -n 's/^{host_end}: \\([^@]*\\)@.*/\\1/p'"))?;
-    a.node().run_ok(&["ip", "link", "set", name.trim(), "mtu", "1500"])?;
+    a.node().run_ok(&["ip", "link", "set", &host_end(&a)?, "mtu", "1500"])?;
     a.run_ok(&["ip", "link", "set", "eth0", "mtu", "1500"])?;
     let to = b.addr(Family::V4)?;
     let capture = a.capture("eth0", "icmp")?;
@@ -88,14 +90,14 @@ fn the_key_mtu_reaches_pods_new_and_old() -> Result<()> {
     let a = cluster.pod("worker1", "pod-a")?;
     cluster.set_conflist(&with_routing_keys(conf::TUNNEL, &json!({ "mtu": 1300 }))?)?;
     let b = cluster.pod("worker2", "pod-b")?;
-    assert_eq!(mtus(&cluster, &b)?, (1300, 1300));
-    assert_eq!(mtus(&cluster, &a)?, (1450, 1450));
+    assert_eq!(mtus(&b)?, (1300, 1300));
+    assert_eq!(mtus(&a)?, (1450, 1450));
     cluster.sync_all()?;
-    assert_eq!(mtus(&cluster, &a)?, (1300, 1300));
+    assert_eq!(mtus(&a)?, (1300, 1300));
     assert_most(&a, &b, 1300)?;
     cluster.set_conflist(&conf::TUNNEL.parse()?)?;
     cluster.sync_all()?;
-    assert_eq!((mtus(&cluster, &a)?, mtus(&cluster, &b)?), ((1450, 1450), (1450, 1450)));
+    assert_eq!((mtus(&a)?, mtus(&b)?), ((1450, 1450), (1450, 1450)));
     assert_most(&a, &b, 1450)?;
     // More than the underlay carries is refused, and nothing changes.
     cluster.set_conflist(&with_routing_keys(conf::TUNNEL, &json!({ "mtu": 1451 }))?)?;
@@ -116,6 +118,6 @@ fn an_underlay_whose_mtu_shrinks_is_followed() -> Result<()> {
         cluster.lab().router().run_ok(&["ip", "link", "set", &link.name, "mtu", "1400"])?;
     }
     cluster.sync_all()?;
-    assert_eq!(mtus(&cluster, &a)?, (1350, 1350));
+    assert_eq!(mtus(&a)?, (1350, 1350));
     assert_most(&a, &b, 1350)
 }
