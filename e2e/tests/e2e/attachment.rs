@@ -161,16 +161,13 @@ impl Drop for Copies {
 impl Copies {
     fn new() -> Result<Copies> {
         let bin = weft_bin_dir()?;
-        let dir = bin.with_file_name(format!("cni-bin-copies-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("weft-copies-{}", std::process::id()));
         fs::create_dir_all(&dir)?;
         let copies = Copies(dir);
-        fs::copy(bin.join("host-local"), copies.dir().join("host-local"))?;
-        for name in ["veth", "routing"] {
-            let path = copies.dir().join(name);
-            if !path.exists() {
-                fs::hard_link(bin.join(name), path)?;
-            }
+        for name in ["veth", "host-local"] {
+            fs::copy(bin.join(name), copies.dir().join(name))?;
         }
+        fs::hard_link(copies.dir().join("veth"), copies.dir().join("routing"))?;
         Ok(copies)
     }
 

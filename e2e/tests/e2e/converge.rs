@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use e2e::{Cluster, Family, Monitor, Node, PingOptions, Pod, Section, Snapshot, conf};
+use e2e::{Cluster, Family, Monitor, Node, Output, PingOptions, Pod, Section, Snapshot, conf};
 use serde_json::json;
 
 use crate::{assert_ping, only};
@@ -72,6 +72,11 @@ fn converged() -> Result<(Cluster, Pod, Pod, Snapshot)> {
     Ok((cluster, a, b, good))
 }
 
+/// The changes that `weft plan` or `weft sync` names.
+fn changes(output: &Output) -> Vec<&str> {
+    output.stdout.lines().skip(1).collect()
+}
+
 #[test]
 fn sync_restores_whatever_was_changed_by_hand() -> Result<()> {
     let (cluster, a, b, good) = converged()?;
@@ -85,6 +90,7 @@ fn sync_restores_whatever_was_changed_by_hand() -> Result<()> {
         damaged.assert_same(&state(node)?);
         let sync = cluster.weft("worker1", &["sync"])?;
         assert!(sync.success(), "after `{damage}`: {sync}");
+        assert_eq!(changes(&plan), changes(&sync), "after `{damage}`");
         let diff = good.diff(&state(node)?);
         assert!(diff.is_empty(), "after `{damage}` and {sync}:\n{diff}");
         let plan = cluster.weft("worker1", &["plan"])?;
