@@ -1,7 +1,12 @@
 //! `weft`: the operator's command.
 
 mod arguments;
+mod bgp;
+mod bird;
 mod conflist;
+mod export_router;
+mod frr;
+mod print;
 
 use std::process::ExitCode;
 
@@ -27,7 +32,7 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn act(arguments: &Arguments) -> Result<ExitCode> {
-    match arguments.action {
+    match &arguments.action {
         Action::Help(text) => {
             print!("{text}");
             Ok(ExitCode::SUCCESS)
@@ -39,6 +44,8 @@ fn act(arguments: &Arguments) -> Result<ExitCode> {
         }
         Action::Sync => for_each(arguments, sync_one),
         Action::Plan => for_each(arguments, plan_one),
+        Action::ExportRouter => for_each(arguments, export_router::run),
+        Action::ExportBgp(request) => for_each(arguments, |network| bgp::run(request, network)),
         Action::Teardown => {
             let code = for_each(arguments, teardown_one)?;
             if veth::remove_spoof_check()? {
@@ -54,7 +61,7 @@ fn act(arguments: &Arguments) -> Result<ExitCode> {
 /// from their turn.
 fn for_each(
     arguments: &Arguments,
-    handle: fn(&RoutingNetwork) -> Result<ExitCode>,
+    handle: impl Fn(&RoutingNetwork) -> Result<ExitCode>,
 ) -> Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     let mut failed = Vec::new();
