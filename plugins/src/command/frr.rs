@@ -95,10 +95,13 @@ fn from_nodes(accepted: &Accepted) -> String {
     let mut seq = 0;
     let mut entry = |verdict: &str, peer: String, list: &str| {
         seq += 1;
-        let next_hop = if verdict == "permit" {
-            format!(" set {ip} next-hop peer-address\n")
-        } else {
-            String::new()
+        let next_hop = match (verdict, family) {
+            ("permit", Family::V4) => " set ip next-hop peer-address\n",
+            // Else the link-local address that comes with it is used.
+            ("permit", Family::V6) => {
+                " set ipv6 next-hop peer-address\n set ipv6 next-hop prefer-global\n"
+            }
+            _ => "",
         };
         map += &format!(
             "!\nroute-map weft-from-nodes{number} {verdict} {seq}\n{peer} match {ip} address \
