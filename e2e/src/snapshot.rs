@@ -57,7 +57,7 @@ const SYSCTLS: &str =
 const DIRECTORIES: [&str; 5] = ["/run/weft", "/run/netns", "/var/lib/cni", "/etc/weft", "/etc/cni"];
 
 /// Keys whose values change by themselves, or tell the order of things made since gone.
-const VOLATILE: [&str; 12] = [
+const VOLATILE: [&str; 13] = [
     "handle",
     "metainfo",
     "bytes",
@@ -68,6 +68,7 @@ const VOLATILE: [&str; 12] = [
     "probes",
     "refcnt",
     "expires",
+    "tentative",
     "valid_life_time",
     "preferred_life_time",
 ];

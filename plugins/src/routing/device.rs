@@ -12,7 +12,7 @@ use crate::failure::refused;
 
 /// What is to be done to reach the device wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+enum Step {
     /// Delete this device.
     Delete(Link),
     /// Make the device.
@@ -23,7 +23,7 @@ pub(super) enum Step {
 
 /// Changes that leave the device's entries as they are, but for the MAC.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct InPlace {
+struct InPlace {
     name: Option<String>,
     mac: Option<kernel::MacAddress>,
     mtu: Option<u32>,
@@ -49,25 +49,60 @@ pub(super) fn ours(config: &Config, host: &mut Rtnetlink) -> Result<Vec<Link>, E
     Ok(devices.into_iter().filter(is_ours).collect())
 }
 
-/// What leads from the devices that are ours to the one wanted: pure.
-pub(super) fn steps(config: &Config, wanted: Option<&VxlanDevice>, ours: &[Link]) -> Vec<Step> {
-    let kept = wanted.and_then(|wanted| {
-        let mut same = ours.iter().filter(|link| can_become(link, wanted));
-        same.next()
-    });
-    let surplus = ours.iter().filter(|link| kept.is_none_or(|kept| kept.index != link.index));
-    let mut steps: Vec<Step> = surplus.cloned().map(Step::Delete).collect();
-    match (wanted, kept) {
-        (None, _) => {}
-        (Some(wanted), None) => steps.push(Step::Create(wanted.clone())),
-        (Some(wanted), Some(link)) => {
-            let change = in_place(config, link, wanted);
-            if change != InPlace::default() {
-                steps.push(Step::Change(link.clone(), change));
+/// What leads from the devices that are ours to the one wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Steps {
+    /// Before the entries, which need the device.
+    before: Vec<Step>,
+    /// After the entries: what is surplus goes when nothing is sent to it any more.
+    after: Vec<Step>,
+}
+
+impl Steps {
+    /// The steps from the devices `ours` to the one wanted: pure.
+    pub(super) fn new(config: &Config, wanted: Option<&VxlanDevice>, ours: Vec<Link>) -> Self {
+        let kept = wanted.and_then(|wanted| ours.iter().find(|link| can_become(link, wanted)));
+        let surplus = ours.iter().filter(|link| kept.is_none_or(|kept| kept.index != link.index));
+        let surplus: Vec<Step> = surplus.cloned().map(Step::Delete).collect();
+        match (wanted, kept) {
+            (None, _) => Self { before: Vec::new(), after: surplus },
+            // Name, address or port may be what the new device needs.
+            (Some(wanted), None) => {
+                let create = Step::Create(wanted.clone());
+                Self { before: surplus.into_iter().chain([create]).collect(), after: Vec::new() }
+            }
+            (Some(wanted), Some(link)) => {
+                let change = in_place(config, link, wanted);
+                let changes = change != InPlace::default();
+                let change = changes.then(|| Step::Change(link.clone(), change));
+                Self { before: surplus.into_iter().chain(change).collect(), after: Vec::new() }
             }
         }
     }
-    steps
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.before.is_empty() && self.after.is_empty()
+    }
+
+    /// The steps before the entries, as commands.
+    pub(super) fn before_words(&self, underlay: &str) -> Vec<String> {
+        self.before.iter().flat_map(|step| step.words(underlay)).collect()
+    }
+
+    /// The steps after the entries, as commands.
+    pub(super) fn after_words(&self, underlay: &str) -> Vec<String> {
+        self.after.iter().flat_map(|step| step.words(underlay)).collect()
+    }
+
+    /// Takes the steps before the entries.
+    pub(super) fn apply_before(&self, config: &Config, host: &mut Rtnetlink) -> Result<(), Error> {
+        self.before.iter().try_for_each(|step| step.apply(config, host))
+    }
+
+    /// Takes the steps after the entries.
+    pub(super) fn apply_after(&self, config: &Config, host: &mut Rtnetlink) -> Result<(), Error> {
+        self.after.iter().try_for_each(|step| step.apply(config, host))
+    }
 }
 
 /// Whether `link` differs from `wanted` only in what can change live.
@@ -96,8 +131,16 @@ fn in_place(config: &Config, link: &Link, wanted: &VxlanDevice) -> InPlace {
 }
 
 impl Step {
+    fn apply(&self, config: &Config, host: &mut Rtnetlink) -> Result<(), Error> {
+        match self {
+            Self::Delete(link) => remove(link, host),
+            Self::Create(device) => create(device, config, host),
+            Self::Change(link, change) => change.apply(link, host),
+        }
+    }
+
     /// The step as commands.
-    pub(super) fn words(&self, underlay: &str) -> Vec<String> {
+    fn words(&self, underlay: &str) -> Vec<String> {
         match self {
             Self::Delete(link) => vec![format!("ip link del {}", link.name)],
             Self::Create(device) => vec![
@@ -113,6 +156,19 @@ impl InPlace {
     fn words(&self, name: &str) -> Vec<String> {
         let changes = self.link_changes();
         changes.iter().map(|change| format!("ip link set {name} {}", change.words())).collect()
+    }
+
+    fn apply(&self, link: &Link, host: &mut Rtnetlink) -> Result<(), Error> {
+        let changes = self.link_changes();
+        let mut messages: Vec<Message> =
+            changes.iter().map(|change| change.message(link.index)).collect();
+        match host.batch(&mut messages).map_err(refused)?.into_iter().next() {
+            None => Ok(()),
+            Some(refusal) => {
+                let words = self.words(&link.name).join("; ");
+                Err(refused(refusal.error.about(format_args!("`{words}` failed"))))
+            }
+        }
     }
 
     /// In the order that the kernel allows: a name only while the device is down.
@@ -135,26 +191,6 @@ impl InPlace {
         }
         changes
     }
-}
-
-/// Takes the steps.
-pub(super) fn apply(steps: &[Step], config: &Config, host: &mut Rtnetlink) -> Result<(), Error> {
-    for step in steps {
-        match step {
-            Step::Delete(link) => remove(link, host)?,
-            Step::Create(device) => create(device, config, host)?,
-            Step::Change(link, change) => {
-                let mut messages: Vec<Message> =
-                    change.link_changes().iter().map(|c| c.message(link.index)).collect();
-                let refusals = host.batch(&mut messages).map_err(refused)?;
-                if let Some(refusal) = refusals.into_iter().next() {
-                    let words = change.words(&link.name).join(", ");
-                    return Err(refused(refusal.error.about(format_args!("`{words}` failed"))));
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Deletes the device; it may be gone already.

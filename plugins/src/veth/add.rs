@@ -32,6 +32,11 @@ pub(super) fn add(attachment: &Attachment, network: &Network) -> Result<AddResul
     let namespaces = Namespaces::open(attachment)?;
     let _lock = id.lock()?;
     let mut host = Rtnetlink::open().map_err(refused)?;
+    // Before the IPAM plugin is asked: undoing an ADD of an attachment that lives
+    // would release its address.
+    if host.link_by_name(&id.host_end()).map_err(refused)?.is_some() {
+        return Err(host_end_exists(&id.host_end()));
+    }
     let mtu = config.mtu.map_or_else(|| underlay_mtu(network, &mut host), Ok)?;
 
     let given = ipam.add(attachment, network)?;
@@ -174,16 +179,18 @@ fn make_pair(
 
 /// Says which of the two names is taken.
 fn already_there(plan: &Plan, pod_name: &str, pod: &mut Rtnetlink, error: &kernel::Error) -> Error {
-    let in_pod = pod.link_by_name(pod_name).is_ok_and(|link| link.is_some());
-    let msg = if in_pod {
-        format!("interface {pod_name} exists in the container already ({error}); DEL first")
-    } else {
-        let name = &plan.host_name;
-        format!(
-            "the host end {name} of this attachment exists already ({error}): an ADD of the same \
-             container, interface and network was not followed by DEL"
-        )
-    };
+    if !pod.link_by_name(pod_name).is_ok_and(|link| link.is_some()) {
+        return host_end_exists(&plan.host_name);
+    }
+    let msg = format!("interface {pod_name} exists in the container already ({error}); DEL first");
+    Error::new(Code::Kernel, msg)
+}
+
+fn host_end_exists(name: &str) -> Error {
+    let msg = format!(
+        "the host end {name} of this attachment exists already: an ADD of the same container, \
+         interface and network was not followed by DEL"
+    );
     Error::new(Code::Kernel, msg)
 }
 
@@ -253,7 +260,7 @@ impl Steps {
 
 /// MTU of the link that holds this node's address, else of the default route's.
 fn underlay_mtu(network: &Network, host: &mut Rtnetlink) -> Result<u32, Error> {
-    if let Some(mtu) = node::underlay_mtu(&Source::of_ipam(network)?, host)? {
+    if let Some(mtu) = node::underlay_mtu(&network.name, &Source::of_ipam(network)?, host)? {
         return Ok(mtu);
     }
     for family in [libc::AF_INET, libc::AF_INET6] {
