@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
-use super::{bgp, export_router};
+use super::{bgp, export_router, ipam, nodes};
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,12 @@ pub(super) enum Action {
     Teardown,
     ExportRouter,
     ExportBgp(bgp::Request),
+    /// In this directory, else that of the configuration.
+    CheckNodes(Option<PathBuf>),
+    ImportNodes(nodes::Target),
+    Ipam,
+    /// An address or container, and an interface.
+    Release(String, Option<String>),
 }
 
 /// The command line, parsed.
@@ -25,6 +31,8 @@ pub(super) struct Arguments {
     pub(super) action: Action,
     /// `--conf FILE`.
     pub(super) conf: Option<PathBuf>,
+    /// `-o json`.
+    pub(super) json: bool,
 }
 
 const HELP: &str = "\
@@ -40,6 +48,10 @@ or on the one in FILE.
   teardown  Remove devices, routes and caches; pods, leases and sysctls stay
   export router      Print the routes that the physical network's router misses
   export bird | frr  Print the BGP configuration that replaces them
+  nodes check        Print what is wrong with the node map
+  nodes import       Write the node map from `kubectl get nodes -o json`
+  ipam               Print ranges and leases of host-local
+  ipam release       Free an address whose interface is gone
   version   Print versions
   help      Print this, or with a command, what it does in full
 
@@ -78,12 +90,14 @@ impl Arguments {
     pub(super) fn parse(words: impl Iterator<Item = String>) -> Result<Self> {
         let mut words = Words::read(words)?;
         if words.help {
-            return Ok(Self { action: Action::Help(help_on(&words.names)?), conf: None });
+            let action = Action::Help(help_on(&words.names)?);
+            return Ok(Self { action, conf: None, json: false });
         }
         let conf = words.option("--conf")?.map(PathBuf::from);
         let action = words.action()?;
+        let json = matches!(action, Action::Ipam) && words.json()?;
         words.refuse_rest()?;
-        Ok(Self { action, conf })
+        Ok(Self { action, conf, json })
     }
 }
 
@@ -163,8 +177,41 @@ impl Words {
             "teardown" => Action::Teardown,
             "version" => Action::Version,
             "export" => self.export()?,
+            "nodes" => self.nodes()?,
+            "ipam" => self.ipam()?,
             other => bail!("{other:?} is no command; see weft help"),
         })
+    }
+
+    fn json(&mut self) -> Result<bool> {
+        match self.option("-o")?.as_deref() {
+            None => Ok(false),
+            Some("json") => Ok(true),
+            Some(other) => bail!("-o: {other:?} is no format; there is json"),
+        }
+    }
+
+    fn nodes(&mut self) -> Result<Action> {
+        match self.name().as_deref() {
+            Some("check") => Ok(Action::CheckNodes(self.name().map(PathBuf::from))),
+            Some("import") => Ok(Action::ImportNodes(match self.name() {
+                None => nodes::Target::Configured,
+                Some(dash) if dash == "-" => nodes::Target::StandardOutput,
+                Some(dir) => nodes::Target::Directory(PathBuf::from(dir)),
+            })),
+            _ => bail!("nodes what? check or import; see weft help nodes"),
+        }
+    }
+
+    fn ipam(&mut self) -> Result<Action> {
+        match self.name().as_deref() {
+            None => Ok(Action::Ipam),
+            Some("release") => {
+                let what = self.name().context("release what? an address or a container")?;
+                Ok(Action::Release(what, self.name()))
+            }
+            Some(other) => bail!("ipam {other:?} is no command; see weft help ipam"),
+        }
     }
 
     fn export(&mut self) -> Result<Action> {
@@ -219,6 +266,8 @@ fn help_on(names: &[String]) -> Result<&'static str> {
         ["teardown"] => TEARDOWN,
         ["export", "router"] => export_router::HELP,
         ["export", ..] => bgp::HELP,
+        ["nodes", ..] => nodes::HELP,
+        ["ipam", ..] => ipam::HELP,
         [other, ..] => bail!("{other:?} is no command; see weft help"),
     })
 }

@@ -6,12 +6,15 @@ mod bird;
 mod conflist;
 mod export_router;
 mod frr;
+mod ipam;
+mod nodes;
 mod print;
 
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use kernel::Rtnetlink;
+use serde_json::Value;
 
 use crate::routing::sync::{Do, Outcome, sync};
 use crate::routing::teardown::teardown;
@@ -46,6 +49,14 @@ fn act(arguments: &Arguments) -> Result<ExitCode> {
         Action::Plan => for_each(arguments, plan_one),
         Action::ExportRouter => for_each(arguments, export_router::run),
         Action::ExportBgp(request) => for_each(arguments, |network| bgp::run(request, network)),
+        Action::CheckNodes(Some(dir)) => nodes::check_directory(dir),
+        Action::CheckNodes(None) => for_each(arguments, nodes::check_network),
+        Action::ImportNodes(target) => {
+            nodes::import(target, || conflist::networks(arguments.conf.as_deref()))
+        }
+        Action::Ipam if arguments.json => print_json(arguments, ipam::json),
+        Action::Ipam => for_each(arguments, ipam::show),
+        Action::Release(what, interface) => release(arguments, what, interface.as_deref()),
         Action::Teardown => {
             let code = for_each(arguments, teardown_one)?;
             if veth::remove_spoof_check()? {
@@ -73,6 +84,28 @@ fn for_each(
         }
     }
     if failed.is_empty() { Ok(code) } else { bail!("{}", failed.join("\nweft: ")) }
+}
+
+/// Prints what `describe` says of every network as one JSON document.
+fn print_json(
+    arguments: &Arguments,
+    describe: impl Fn(&RoutingNetwork) -> Result<Value>,
+) -> Result<ExitCode> {
+    let networks = conflist::networks(arguments.conf.as_deref())?;
+    let described = networks.iter().map(describe).collect::<Result<Vec<Value>>>()?;
+    print::print(&format!("{:#}\n", serde_json::json!({ "networks": described })))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn release(arguments: &Arguments, what: &str, interface: Option<&str>) -> Result<ExitCode> {
+    let mut released = 0;
+    for network in conflist::networks(arguments.conf.as_deref())? {
+        released += ipam::release(&network, what, interface)?;
+    }
+    match released {
+        0 => bail!("{what}: nothing is leased to it; weft ipam lists the leases"),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }
 
 fn sync_one(network: &RoutingNetwork) -> Result<ExitCode> {
