@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
-use super::{bgp, export_router, ipam, nodes};
+use super::{bgp, export_router, ipam, nodes, status};
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,7 @@ pub(super) enum Action {
     CheckNodes(Option<PathBuf>),
     ImportNodes(nodes::Target),
     Ipam,
+    Status,
     /// An address or container, and an interface.
     Release(String, Option<String>),
 }
@@ -46,6 +47,7 @@ or on the one in FILE.
   sync      Bring this node's kernel to the state that the node map asks for
   plan      Print what sync would change, as ip and bridge commands
   teardown  Remove devices, routes and caches; pods, leases and sysctls stay
+  status             Print how this node, its peers and ranges stand
   export router      Print the routes that the physical network's router misses
   export bird | frr  Print the BGP configuration that replaces them
   nodes check        Print what is wrong with the node map
@@ -95,7 +97,7 @@ impl Arguments {
         }
         let conf = words.option("--conf")?.map(PathBuf::from);
         let action = words.action()?;
-        let json = matches!(action, Action::Ipam) && words.json()?;
+        let json = matches!(action, Action::Ipam | Action::Status) && words.json()?;
         words.refuse_rest()?;
         Ok(Self { action, conf, json })
     }
@@ -179,6 +181,7 @@ impl Words {
             "export" => self.export()?,
             "nodes" => self.nodes()?,
             "ipam" => self.ipam()?,
+            "status" => Action::Status,
             other => bail!("{other:?} is no command; see weft help"),
         })
     }
@@ -268,6 +271,7 @@ fn help_on(names: &[String]) -> Result<&'static str> {
         ["export", ..] => bgp::HELP,
         ["nodes", ..] => nodes::HELP,
         ["ipam", ..] => ipam::HELP,
+        ["status"] => status::HELP,
         [other, ..] => bail!("{other:?} is no command; see weft help"),
     })
 }

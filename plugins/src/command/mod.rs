@@ -6,9 +6,11 @@ mod bird;
 mod conflist;
 mod export_router;
 mod frr;
+mod in_the_way;
 mod ipam;
 mod nodes;
 mod print;
+mod status;
 
 use std::process::ExitCode;
 
@@ -57,6 +59,8 @@ fn act(arguments: &Arguments) -> Result<ExitCode> {
         Action::Ipam if arguments.json => print_json(arguments, ipam::json),
         Action::Ipam => for_each(arguments, ipam::show),
         Action::Release(what, interface) => release(arguments, what, interface.as_deref()),
+        Action::Status if arguments.json => print_json(arguments, status::json),
+        Action::Status => for_each(arguments, status::show),
         Action::Teardown => {
             let code = for_each(arguments, teardown_one)?;
             if veth::remove_spoof_check()? {
@@ -120,6 +124,11 @@ fn sync_one(network: &RoutingNetwork) -> Result<ExitCode> {
 fn plan_one(network: &RoutingNetwork) -> Result<ExitCode> {
     let outcome = sync(&network.config, Do::Plan, &mut Rtnetlink::open()?)?;
     report(network, &outcome, "nothing to do", "change(s) to make:");
+    let own_ranges = node::pod_ranges(&network.config.network, &network.config.source)?;
+    for (chain, commands) in in_the_way::in_the_way(&own_ranges)? {
+        println!("  # {chain} drops what no rule before accepts; to let pods through:");
+        commands.iter().for_each(|command| println!("  #   {command}"));
+    }
     let code = if outcome.changes.is_empty() { 0 } else { CHANGES };
     Ok(ExitCode::from(code))
 }

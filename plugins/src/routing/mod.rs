@@ -12,6 +12,7 @@ mod observed;
 mod peer_guard;
 mod pods;
 pub(crate) mod stamp;
+pub(crate) mod survey;
 pub(crate) mod sync;
 pub(crate) mod teardown;
 
