@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
-use super::{bgp, export_router, ipam, nodes, status};
+use super::{bgp, export_router, ipam, nodes, status, trace};
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub(super) enum Action {
     ImportNodes(nodes::Target),
     Ipam,
     Status,
+    /// From and to.
+    Trace(IpAddr, IpAddr),
     /// An address or container, and an interface.
     Release(String, Option<String>),
 }
@@ -48,6 +50,7 @@ or on the one in FILE.
   plan      Print what sync would change, as ip and bridge commands
   teardown  Remove devices, routes and caches; pods, leases and sysctls stay
   status             Print how this node, its peers and ranges stand
+  trace SRC DST      Print which way a packet goes from this node, and why
   export router      Print the routes that the physical network's router misses
   export bird | frr  Print the BGP configuration that replaces them
   nodes check        Print what is wrong with the node map
@@ -182,6 +185,13 @@ impl Words {
             "nodes" => self.nodes()?,
             "ipam" => self.ipam()?,
             "status" => Action::Status,
+            "trace" => {
+                let mut end = |what| {
+                    let word = self.name().with_context(|| format!("trace {what} which address?"));
+                    address(&word?)
+                };
+                Action::Trace(end("from")?, end("to")?)
+            }
             other => bail!("{other:?} is no command; see weft help"),
         })
     }
@@ -272,6 +282,7 @@ fn help_on(names: &[String]) -> Result<&'static str> {
         ["nodes", ..] => nodes::HELP,
         ["ipam", ..] => ipam::HELP,
         ["status"] => status::HELP,
+        ["trace"] => trace::HELP,
         [other, ..] => bail!("{other:?} is no command; see weft help"),
     })
 }

@@ -11,6 +11,7 @@ mod ipam;
 mod nodes;
 mod print;
 mod status;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -20,7 +21,7 @@ use serde_json::Value;
 
 use crate::routing::sync::{Do, Outcome, sync};
 use crate::routing::teardown::teardown;
-use crate::{state_dir, veth};
+use crate::{node, state_dir, veth};
 use arguments::{Action, Arguments};
 use conflist::RoutingNetwork;
 
@@ -59,6 +60,9 @@ fn act(arguments: &Arguments) -> Result<ExitCode> {
         Action::Ipam if arguments.json => print_json(arguments, ipam::json),
         Action::Ipam => for_each(arguments, ipam::show),
         Action::Release(what, interface) => release(arguments, what, interface.as_deref()),
+        Action::Trace(source, destination) => {
+            for_each(arguments, |network| trace::run(*source, *destination, network))
+        }
         Action::Status if arguments.json => print_json(arguments, status::json),
         Action::Status => for_each(arguments, status::show),
         Action::Teardown => {

@@ -7,7 +7,7 @@ pub(crate) mod device;
 mod difference;
 mod firewall;
 mod host;
-mod masquerade;
+pub(crate) mod masquerade;
 mod observed;
 mod peer_guard;
 mod pods;
