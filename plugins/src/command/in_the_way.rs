@@ -26,7 +26,7 @@ fn remedy(drop: &ForwardDrop, own_ranges: &[IpNetwork]) -> Vec<String> {
         }
         let ForwardDrop { family, table, chain, .. } = drop;
         // Tables of iptables-nft want rules in its own words.
-        if *family != "inet" && table == "filter" {
+        if *family != "inet" && table == "filter" && chain == "FORWARD" {
             commands.push(format!("{iptables} -I {chain} -s {range} -j ACCEPT"));
             commands.push(format!("{iptables} -I {chain} -d {range} -j ACCEPT"));
         } else {

@@ -77,7 +77,6 @@ struct Trace<'a> {
     config: &'a Config,
     map: &'a Map,
     own: &'a Node,
-    source: IpAddr,
     destination: IpAddr,
     from: Who,
     to: Who,
@@ -100,7 +99,7 @@ pub(super) fn run(
     let held: Vec<IpAddr> = addresses.iter().map(|address| address.address.ip()).collect();
     let whose = |ip| whose(ip, &loaded.map, &own, &held);
     let (from, to) = (whose(source), whose(destination));
-    let trace = Trace { config, map: &loaded.map, own: &own, source, destination, from, to };
+    let trace = Trace { config, map: &loaded.map, own: &own, destination, from, to };
     let mut report = Report::default();
     trace.follow(&mut report, &mut host)?;
     for (chain, commands) in in_the_way(&own.pod_ranges)? {
@@ -227,7 +226,7 @@ impl Trace<'_> {
             link.as_ref().and_then(|link| Alias::parse(link.alias.as_deref()?))
         {
             report.say("pod", format!("{} of container {}", key.ifname, key.container_id));
-        } else if decision.is_some() {
+        } else if decision.is_some_and(|decision| decision.way == Way::Native) {
             self.physical_network(report, route);
         }
         report.say("MTU", mtu_text(route, link.as_ref(), by_tunnel, self.config));
