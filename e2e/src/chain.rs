@@ -27,7 +27,7 @@ pub struct CniError {
     /// The plugin's `type`.
     pub plugin: String,
     /// The verb.
-    pub command: String,
+    pub command: &'static str,
     /// `code` of the error object; 0 if there was no error object.
     pub code: u64,
     /// `msg` of the error object, or what was found instead of one.
@@ -310,7 +310,7 @@ impl Chain {
     fn exec(
         &self,
         plugin: &Value,
-        command: &str,
+        command: &'static str,
         runtime: Runtime,
         stdin: &Value,
     ) -> Result<Output, CniError> {
@@ -408,10 +408,10 @@ fn kind(plugin: &Value) -> &str {
 }
 
 /// An error of the caller's own, before or after any plugin ran.
-fn refusal(command: &str, msg: &str) -> CniError {
+fn refusal(command: &'static str, msg: &str) -> CniError {
     CniError {
         plugin: String::new(),
-        command: command.to_string(),
+        command,
         code: 0,
         msg: msg.to_string(),
         details: String::new(),
@@ -420,7 +420,7 @@ fn refusal(command: &str, msg: &str) -> CniError {
 }
 
 /// What a failed plugin said: the error object on standard output, else whatever is there.
-fn error_of(plugin: &str, command: &str, output: &Output) -> CniError {
+fn error_of(plugin: &str, command: &'static str, output: &Output) -> CniError {
     let object: Value = serde_json::from_str(&output.stdout).unwrap_or_default();
     let text = |key: &str| object[key].as_str().unwrap_or_default().to_string();
     let msg = if object.is_object() {
@@ -430,7 +430,7 @@ fn error_of(plugin: &str, command: &str, output: &Output) -> CniError {
     };
     CniError {
         plugin: plugin.to_string(),
-        command: command.to_string(),
+        command,
         code: object["code"].as_u64().unwrap_or(0),
         msg,
         details: text("details"),
@@ -448,7 +448,7 @@ fn parse_result(plugin: &Value, version: &str, text: &str) -> Result<Value, CniE
 }
 
 /// Standard output as exactly one JSON object.
-fn parse_json(plugin: &str, command: &str, text: &str) -> Result<Value, CniError> {
+fn parse_json(plugin: &str, command: &'static str, text: &str) -> Result<Value, CniError> {
     let fail = |msg: String| CniError { plugin: plugin.to_string(), ..refusal(command, &msg) };
     let value: Value = serde_json::from_str(text).map_err(|error| {
         fail(format!("standard output is not one JSON value: {error}: {text:?}"))

@@ -108,6 +108,8 @@ impl Lab {
         lab.cable(pids[ROUTER], &host_pids)?;
         lab.configure_router()?;
         lab.each_node(Node::configure_of(&lab.topology))?;
+        lab.router.wait_links()?;
+        lab.switch.wait_links()?;
         lab.write_node_map(&lab.topology.node_map())?;
         Ok(lab)
     }
@@ -162,7 +164,7 @@ impl Lab {
     }
 
     /// Pulls a host's cable (`false`) or plugs it in again: `eth0` stays up and loses its
-    /// carrier. Where the host is alone on its link, the router's interface goes down
+    /// carrier; plugged in, it has it again when this returns. Where the host is alone on its link, the router's interface goes down
     /// instead and loses the routes that were added by way of it.
     pub fn set_cable(&self, node: &Node, plugged: bool) -> Result<()> {
         let index = self.topology.hosts.iter().position(|host| host.name == node.name());
@@ -175,7 +177,12 @@ impl Lab {
             (&self.switch, format!("h{index}"))
         };
         let state = if plugged { "up" } else { "down" };
-        place.run_ok(&["ip", "link", "set", &port, state]).map(drop)
+        place.run_ok(&["ip", "link", "set", &port, state])?;
+        if plugged {
+            place.wait_links()?;
+            node.wait_links()?;
+        }
+        Ok(())
     }
 
     /// What a reboot leaves of a node: its disk (/etc, /var/lib) and its network as the
@@ -184,7 +191,9 @@ impl Lab {
     /// (`/proc/sys/kernel/random/boot_id`) another one. Processes go on; end them first.
     pub fn reboot(&self, node: &Node) -> Result<()> {
         node.sh(REBOOT)?;
-        Node::configure_of(&self.topology)(node)
+        Node::configure_of(&self.topology)(node)?;
+        self.router.wait_links()?;
+        self.switch.wait_links()
     }
 
     /// Connects hosts and router: a veth pair where a link has one host, else a bridge.
@@ -262,7 +271,8 @@ impl Node {
                     writeln!(batch, "route add default via {}", gateway.ip())?;
                 }
             }
-            node.place.sh(&with_batch(&no_dad("eth0"), &batch)).map(drop)
+            node.place.sh(&with_batch(&no_dad("eth0"), &batch))?;
+            node.place.wait_links()
         }
     }
 }

@@ -3,14 +3,15 @@ set -e
 trap 'echo "failed $1"' EXIT
 new=/run/.lab/node
 mount -n -t tmpfs -o mode=755 run "$new"
-mkdir -p "$new/.lab" "$new/weft" "$new/netns" "$new/lock"
+# Not /run/weft, not /var/lib/cni: as on a fresh machine, who needs them makes them.
+mkdir -p "$new/.lab" "$new/netns" "$new/lock"
 mount -n --rbind /run/.lab "$new/.lab"
 mount -n --rbind "$new" /run
 mount -n -t tmpfs -o mode=755 etc /etc
 mount -n -t tmpfs -o mode=755 lib /var/lib
 cp -a /run/.lab/links/etc/. /etc
 cp -a /run/.lab/links/lib/. /var/lib
-mkdir -p /etc/weft/nodes.d /etc/cni/net.d /var/lib/cni
+mkdir -p /etc/weft/nodes.d /etc/cni/net.d
 hostname "$1"
 trap - EXIT
 echo "ready $1 $$"

@@ -240,7 +240,7 @@ impl Icmp {
 
     /// What it is, in words.
     pub fn meaning(&self) -> String {
-        let text = match (self.v6, self.kind, self.code) {
+        match (self.v6, self.kind, self.code) {
             _ if self.is_request() => format!("echo request {}", self.word & 0xffff),
             _ if self.is_reply() => format!("echo reply {}", self.word & 0xffff),
             _ if self.too_big().is_some() => {
@@ -255,8 +255,7 @@ impl Icmp {
             (true, 135, _) => "neighbour solicitation".to_string(),
             (true, 136, _) => "neighbour advertisement".to_string(),
             (_, kind, code) => format!("type {kind} code {code}"),
-        };
-        text
+        }
     }
 }
 

@@ -57,7 +57,7 @@ const SYSCTLS: &str =
 const DIRECTORIES: [&str; 5] = ["/run/weft", "/run/netns", "/var/lib/cni", "/etc/weft", "/etc/cni"];
 
 /// Keys whose values change by themselves, or tell the order of things made since gone.
-const VOLATILE: [&str; 13] = [
+const VOLATILE: [&str; 14] = [
     // Set by the kernel some time after the flags, which tell the same (net/core/link_watch.c).
     "operstate",
     "handle",
@@ -70,6 +70,7 @@ const VOLATILE: [&str; 13] = [
     "probes",
     "refcnt",
     "expires",
+    "tentative",
     "valid_life_time",
     "preferred_life_time",
 ];

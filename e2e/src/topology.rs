@@ -235,9 +235,7 @@ fn record(host: &Host) -> Value {
 }
 
 fn pod_ranges(number: usize) -> [IpNetwork; 2] {
-    let ranges =
-        [v4([10, 0, number as u8, 0], 24), v6([0xfd10, 0, 0, number as u16, 0, 0, 0, 0], 64)];
-    ranges
+    [v4([10, 0, number as u8, 0], 24), v6([0xfd10, 0, 0, number as u16, 0, 0, 0, 0], 64)]
 }
 
 /// The 16 bits that print in hexadecimal as `number` does in decimal: 146 is 0x146.

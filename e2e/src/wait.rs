@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use serde_json::Value;
 
 use crate::place::{Place, Running};
 
@@ -62,14 +63,17 @@ impl Monitor {
 }
 
 impl Place {
-    /// Waits until `condition` gives a value; it is asked at once and again after every
-    /// rtnetlink event. An error that says `what` was waited for after `deadline`.
+    /// Waits until `condition` gives a value; it is asked at once, when listening has
+    /// begun, and after every rtnetlink event. An error that says `what` was waited for after `deadline`.
     pub fn wait_until<T>(
         &self,
         what: &str,
         deadline: Duration,
         mut condition: impl FnMut() -> Result<Option<T>>,
     ) -> Result<T> {
+        if let Some(value) = condition()? {
+            return Ok(value);
+        }
         let monitor = Monitor::start(self)?;
         let end = Instant::now() + deadline;
         loop {
@@ -81,6 +85,27 @@ impl Place {
                 bail!("{}: {what}: not in {deadline:?}", self.name());
             }
         }
+    }
+}
+
+/// How long the kernel may take to bring up a link both of whose ends are set up.
+const CARRIER_WAIT: Duration = Duration::from_secs(20);
+
+impl Place {
+    /// Waits until every link that is set up has its carrier and passes packets. The
+    /// kernel gives a veth its queue from a work item after the other end is set up
+    /// (net/core/link_watch.c), and drops what is sent before.
+    pub(crate) fn wait_links(&self) -> Result<()> {
+        self.wait_until("its links have a carrier", CARRIER_WAIT, || {
+            let links = self.json(&["ip", "-j", "link", "show", "up"])?;
+            // What the filter leaves out is printed too, as an empty object.
+            let ready = |link: &Value| match link["ifname"].as_str() {
+                None | Some("lo") => true,
+                Some(_) => link["operstate"] == "UP" && link["qdisc"] != "noop",
+            };
+            let all = links.as_array().is_none_or(|links| links.iter().all(ready));
+            Ok(all.then_some(()))
+        })
     }
 }
 

@@ -396,3 +396,109 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
     }
     array
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::range::RangeSet;
+
+    fn empty() -> Notes {
+        of(&[], &[])
+    }
+
+    fn of(leases: &[Noted], blocked: &[IpAddr]) -> Notes {
+        let file = File::from(memfd_create("notes", MFdFlags::empty()).unwrap());
+        Notes::write(file, "boot", -5, leases, blocked).unwrap()
+    }
+
+    fn noted(n: u128, ipv4: bool) -> Noted {
+        let base = if ipv4 { "10.0.255.250" } else { "fd00::7ff0" }.parse().unwrap();
+        let address = from_number(number(base) + n, ipv4);
+        // Few different hashes, so that they meet on pages.
+        Noted { hash: (n % 7) as u64, address, origin: Origin::Ours }
+    }
+
+    #[test]
+    fn the_head_is_read_back_and_junk_refused() {
+        let notes = of(&[noted(1, true)], &[]);
+        let read = Notes::open(notes.file.try_clone().unwrap()).unwrap();
+        assert_eq!((read.boot.as_str(), read.seal), ("boot", -5));
+        assert_eq!(read.all().unwrap(), [noted(1, true)]);
+        for junk in ["", "#weft lease index 2\n", "10.0.0.1"] {
+            let file = File::from(memfd_create("junk", MFdFlags::empty()).unwrap());
+            file.write_all_at(junk.as_bytes(), 0).unwrap();
+            file.set_len(PAGE as u64).unwrap();
+            assert!(Notes::open(file).is_err(), "{junk}");
+        }
+    }
+
+    #[test]
+    fn a_full_table_asks_to_be_made_anew_and_loses_nothing() {
+        let notes = empty();
+        let leases: Vec<_> = (0..5000).map(|n| Noted { hash: 3, ..noted(n, true) }).collect();
+        let fit = leases.iter().take_while(|lease| notes.insert(lease).unwrap()).count();
+        assert_eq!(fit, PROBES as usize * SLOTS);
+        assert_eq!(notes.find(3).unwrap().len(), fit);
+        let anew = of(&leases, &[]);
+        assert_eq!(anew.find(3).unwrap().len(), leases.len());
+    }
+
+    #[test]
+    fn a_full_directory_asks_to_be_made_anew() {
+        let notes = empty();
+        let spread = |n: u128| Noted { address: from_number(n << 20, false), ..noted(n, false) };
+        let fit = (1..1000).map(spread).take_while(|lease| notes.insert(lease).unwrap()).count();
+        assert_eq!(fit, ENTRIES);
+        let leases: Vec<_> = (1..1000).map(spread).collect();
+        assert_eq!(of(&leases, &[]).all().unwrap().len(), 999);
+    }
+
+    proptest! {
+        /// Whatever comes and goes, the index answers as a plain map does.
+        #[test]
+        fn answers_as_a_map(steps in vec((0u128..40, any::<bool>(), any::<bool>()), 0..120), gateway in 0u128..45) {
+            let notes = empty();
+            let mut map: BTreeMap<IpAddr, Noted> = BTreeMap::new();
+            for (n, ipv4, insert) in steps {
+                let lease = noted(n, ipv4);
+                if insert && !map.contains_key(&lease.address) {
+                    prop_assert!(notes.insert(&lease).unwrap());
+                    map.insert(lease.address, lease);
+                } else if !insert {
+                    notes.remove(lease.hash, lease.address).unwrap();
+                    map.remove(&lease.address);
+                }
+            }
+            let rebuilt = of(&map.values().copied().collect::<Vec<_>>(), &[]);
+            for notes in [&notes, &rebuilt] {
+                let mut all = notes.all().unwrap();
+                all.sort_by_key(|lease| lease.address);
+                prop_assert_eq!(&all, &map.values().copied().collect::<Vec<_>>());
+                for hash in 0..8 {
+                    let mut found = notes.find(hash).unwrap();
+                    found.sort();
+                    let expected: Vec<_> = map.values().filter(|l| l.hash == hash).map(|l| l.address).collect();
+                    prop_assert_eq!(found, expected);
+                }
+                for ipv4 in [true, false] {
+                    let at = |n| noted(n, ipv4).address;
+                    let subnet = if ipv4 { "10.0.0.0/15" } else { "fd00::/64" }.parse().unwrap();
+                    let range = Range::new(subnet, Some(at(2)), Some(at(38)), Some(at(gateway))).unwrap();
+                    let set = RangeSet::new(vec![range.clone()]).unwrap();
+                    let free = |n: &u128| *n != gateway && !map.contains_key(&at(*n));
+                    let stretch = set.round_robin(None)[0];
+                    prop_assert_eq!(notes.first_free(&stretch).unwrap(), (2..=38).find(free).map(at));
+                    let taken = (2..=38).filter(|n| !free(n)).count() as u128;
+                    prop_assert_eq!(notes.count(&range).unwrap(), taken);
+                    prop_assert_eq!(notes.is_taken(at(5)).unwrap(), map.contains_key(&at(5)));
+                }
+            }
+        }
+    }
+}

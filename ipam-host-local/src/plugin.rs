@@ -361,11 +361,15 @@ impl HostLocal<'_> {
     fn reclaim(&self, store: &mut Store, set: &RangeSet) -> Result<(), Error> {
         let suspect = |origin| self.host.interface_lives.is_some() || origin == Origin::Other;
         let mut noted = store.noted()?;
-        noted.retain(|lease| set.range_of(lease.address).is_some() && suspect(lease.origin));
+        noted.retain(|lease| {
+            set.range_of(lease.address).is_some()
+                && suspect(lease.origin)
+                && !(self.host.address_in_use)(lease.address)
+        });
         if noted.is_empty() {
             return Ok(());
         }
-        // Before anything else is looked at: whoever is done by now has left traces.
+        // Before anything else is looked at, once more: whoever is done by now has left traces.
         let making = making::containers();
         for lease in noted {
             let Some(held) = store.read(lease.address)? else { continue };

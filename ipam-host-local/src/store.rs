@@ -115,7 +115,8 @@ pub(crate) struct Held {
 pub(crate) struct Store {
     path: PathBuf,
     dir: OwnedFd,
-    own: Option<OwnedFd>,
+    /// [`OWN`], or why it cannot be had.
+    own: nix::Result<OwnedFd>,
     boot: Boot,
     notes: Notes,
     /// The notes are in the directory and not only in memory.
@@ -163,7 +164,7 @@ impl Store {
             Some(notes) if notes.boot == boot.id && is_sealed(&dir, &notes) => Self {
                 path: path.to_owned(),
                 dir,
-                own: own.ok(),
+                own,
                 boot,
                 notes,
                 kept: true,
@@ -179,7 +180,7 @@ impl Store {
                 Self {
                     path: path.to_owned(),
                     dir,
-                    own: own.ok(),
+                    own,
                     boot,
                     notes,
                     kept,
@@ -196,12 +197,7 @@ impl Store {
     fn rescan(&mut self) -> Result<(), Error> {
         self.changed = true;
         let scan = scan(&self.dir, &self.boot, None).map_err(|e| self.io("read", "", &e))?;
-        let own = self
-            .own
-            .as_ref()
-            .ok_or(Errno::ENOENT)
-            .and_then(|own| own.try_clone().map_err(|_| Errno::EMFILE));
-        let written = write_notes(&own, &self.boot, &scan);
+        let written = write_notes(&self.own, &self.boot, &scan);
         (self.notes, self.kept) = written.map_err(|error| self.io("index", "", &error))?;
         self.intact = true;
         Ok(())
@@ -263,7 +259,7 @@ impl Store {
     }
 
     fn link_lease(&self, name: &str, content: &[u8]) -> nix::Result<()> {
-        let own = self.own.as_ref().ok_or(Errno::ENOTDIR)?;
+        let own = self.own.as_ref().map_err(|error| *error)?;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
         let mode = Mode::from_bits_truncate(0o600);
         let mut file = match open_in(own, NEW_LEASE, flags, mode) {
@@ -384,12 +380,8 @@ impl Store {
     fn io(&self, what: &str, name: &str, error: &dyn Display) -> Error {
         let path = if name.is_empty() { self.path.clone() } else { self.path.join(name) };
         let mut msg = format!("cannot {what} {}: {error}", path.display());
-        if self.own.is_none() {
-            let own = self.path.join(OWN);
-            msg.push_str(&format!(
-                "; {} must be a directory that can be written to",
-                own.display()
-            ));
+        if let Err(error) = self.own {
+            msg.push_str(&format!(" ({}: {error})", self.path.join(OWN).display()));
         }
         Error::new(Code::Io, msg)
     }
@@ -571,4 +563,51 @@ fn age(stat: &FileStat) -> Option<Duration> {
 
 fn errno(error: io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holders_are_told_apart() {
+        let attachment = Holder::Attachment(AttachmentKey {
+            container_id: "a.b-1".into(),
+            ifname: "eth0".into(),
+        });
+        for (content, holder) in [
+            ("a.b-1\r\neth0", attachment.clone()),
+            (" a.b-1\r\neth0\n", attachment),
+            ("a.b-1\n", Holder::Container("a.b-1".into())),
+            ("", Holder::Nobody),
+            (" \r\n ", Holder::Nobody),
+            ("\0\0\0", Holder::Nobody),
+            ("reserved for the printer", Holder::Unknown),
+            ("a\neth0", Holder::Unknown),
+            ("#weft lease index 1", Holder::Unknown),
+            ("a\r\neth0\r\nx", Holder::Unknown),
+        ] {
+            assert_eq!(Holder::parse(content.as_bytes()), holder, "{content:?}");
+        }
+        assert_eq!(Holder::parse(&[0xff, b'a']), Holder::Unknown);
+    }
+
+    #[test]
+    fn only_canonical_names_are_leases() {
+        for name in ["10.0.0.1", "fd00::1", "::"] {
+            assert!(lease_address(name).is_some(), "{name}");
+        }
+        for name in [
+            "010.0.0.1",
+            "10.0.0",
+            "FD00::1",
+            "fd00:0::1",
+            "::ffff:10.0.0.1",
+            "lock",
+            "fe80::1%eth0",
+            ".weft",
+        ] {
+            assert!(lease_address(name).is_none(), "{name}");
+        }
+    }
 }

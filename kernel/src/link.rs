@@ -21,7 +21,7 @@ const IFINFOMSG: usize = 16;
 const UP: u32 = libc::IFF_UP as u32;
 
 /// A device as the kernel describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Link {
     /// Number, unique in its namespace.
     pub index: u32,
@@ -52,7 +52,7 @@ pub struct Link {
 }
 
 /// Settings of a VXLAN device (RFC 7348).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Vxlan {
     /// VNI; 0 for a device that takes its tunnels from metadata.
     pub vni: u32,

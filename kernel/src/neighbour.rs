@@ -6,13 +6,14 @@ use std::net::IpAddr;
 use crate::address::family_of;
 use crate::error::Result;
 use crate::netlink::{Message, Reply, Rtnetlink};
+use crate::uapi::NTF_EXT_LEARNED;
 use crate::{MacAddress, format_mac};
 
 /// Length of `struct ndmsg`.
 const NDMSG: usize = 12;
 
 /// How far an entry is trusted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     /// Never expires, never relearned.
     Permanent,
@@ -23,7 +24,7 @@ pub enum State {
 }
 
 /// An IP address on a link and its hardware address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Neighbour {
     /// Interface.
     pub index: u32,
@@ -38,7 +39,7 @@ pub struct Neighbour {
 }
 
 /// Where a VXLAN device sends frames for a hardware address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FdbEntry {
     /// VXLAN device.
     pub index: u32,
@@ -202,7 +203,7 @@ fn parse(reply: &Reply) -> Option<Parsed> {
         family: *body.first()?,
         index: body.get(4..8)?.try_into().ok().map(u32::from_ne_bytes)?,
         state: State::of(body.get(8..10)?.try_into().ok().map(u16::from_ne_bytes)?),
-        external: body.get(10)? & libc::NTF_EXT_LEARNED != 0,
+        external: body.get(10)? & NTF_EXT_LEARNED != 0,
         mac: None,
         dst: None,
     };

@@ -7,14 +7,11 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+use nix::sys::statfs::{NSFS_MAGIC, PROC_SUPER_MAGIC, fstatfs};
 
 use crate::error::{Error, Result};
 use crate::netlink::{Message, Rtnetlink};
 use crate::uapi::{NETNSA_FD, NETNSA_NSID, NSID_NOT_ASSIGNED};
-
-/// `include/uapi/linux/magic.h`, NSFS_MAGIC.
-const NSFS_MAGIC: i64 = 0x6e73_6673;
 
 /// An open network namespace.
 #[derive(Debug)]
@@ -36,7 +33,7 @@ impl Netns {
         let file =
             file.map_err(|e| Error::io(format!("cannot open network namespace {name}"), &e))?;
         let kind = fstatfs(&file).map(|fs| fs.filesystem_type());
-        let is_namespace = kind.is_ok_and(|kind| kind == PROC_SUPER_MAGIC || kind.0 == NSFS_MAGIC);
+        let is_namespace = kind.is_ok_and(|kind| kind == PROC_SUPER_MAGIC || kind == NSFS_MAGIC);
         if !is_namespace {
             return Err(Error::new(format!("{name} is no network namespace"), Errno::EINVAL));
         }

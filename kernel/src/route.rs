@@ -312,23 +312,37 @@ impl Rtnetlink {
         found.map_err(|e| e.about(format_args!("cannot look up the route of {ip}")))
     }
 
+    /// Whether a packet of this host to `ip` would meet an unreachable route: the
+    /// kernel answers with that route's error and not with the route.
+    pub fn is_unreachable(&mut self, ip: IpAddr) -> Result<bool> {
+        match self.get(question(ip, 0), parse) {
+            Err(e) if is_no_route(e.errno) => Ok(e.errno == nix::errno::Errno::EHOSTUNREACH),
+            Err(e) => Err(e.about(format_args!("cannot look up the route to {ip}"))),
+            Ok(_) => Ok(false),
+        }
+    }
+
     fn look_up<T>(
         &mut self,
         ip: IpAddr,
         flags: u32,
         parse: impl Fn(&Reply) -> Option<T>,
     ) -> Result<Option<T>> {
-        let length = if ip.is_ipv4() { 32 } else { 128 };
-        let [a, b, c, d] = flags.to_ne_bytes();
-        let body = [family_of(ip), length, 0, 0, 0, 0, 0, 0, a, b, c, d];
-        let mut message = Message::new(libc::RTM_GETROUTE, 0, &body);
-        message.attr_ip(libc::RTA_DST, ip);
-        match self.get(message, parse) {
+        match self.get(question(ip, flags), parse) {
             // What an unreachable, prohibit or blackhole route makes of the look-up.
             Err(e) if is_no_route(e.errno) => Ok(None),
             other => other,
         }
     }
+}
+
+fn question(ip: IpAddr, flags: u32) -> Message {
+    let length = if ip.is_ipv4() { 32 } else { 128 };
+    let [a, b, c, d] = flags.to_ne_bytes();
+    let body = [family_of(ip), length, 0, 0, 0, 0, 0, 0, a, b, c, d];
+    let mut message = Message::new(libc::RTM_GETROUTE, 0, &body);
+    message.attr_ip(libc::RTA_DST, ip);
+    message
 }
 
 /// `rtnetlink.h`: answer with the route in the table, not with its use.

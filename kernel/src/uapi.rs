@@ -78,3 +78,6 @@ pub const NSID_NOT_ASSIGNED: i32 = -1;
 
 /// `netlink.h`: NLMSGERR_ATTR_MSG, the extended ACK's text.
 pub const NLMSGERR_ATTR_MSG: u16 = 1;
+
+/// `neighbour.h`: put there by another program, a routing daemon for one.
+pub const NTF_EXT_LEARNED: u8 = 1 << 4;

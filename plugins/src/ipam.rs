@@ -108,6 +108,7 @@ fn with_host_local<T>(
     work: impl FnOnce(&HostLocal) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let lives = |key: &AttachmentKey| interface_lives(&network.name, key);
+    let own_ranges = |ipam: &Object| node::pod_ranges(&network.name, &Source::read(ipam)?);
     let mut host = Host::new(&own_ranges, &address_in_use);
     host.interface_lives = Some(&lives);
     work(&HostLocal { host })
@@ -118,38 +119,37 @@ pub(crate) struct StandaloneHostLocal;
 
 impl Plugin for StandaloneHostLocal {
     fn add(&self, attachment: &Attachment, network: &Network) -> Result<AddResult, Error> {
-        standalone().add(attachment, network)
+        standalone(network, |plugin| plugin.add(attachment, network))
     }
 
     fn check(&self, attachment: &Attachment, network: &Network) -> Result<(), Error> {
-        standalone().check(attachment, network)
+        standalone(network, |plugin| plugin.check(attachment, network))
     }
 
     fn del(&self, attachment: &Attachment, network: &Network) -> Result<(), Error> {
-        standalone().del(attachment, network)
+        standalone(network, |plugin| plugin.del(attachment, network))
     }
 
     fn gc(&self, valid: &[AttachmentKey], network: &Network) -> Result<(), Error> {
-        standalone().gc(valid, network)
+        standalone(network, |plugin| plugin.gc(valid, network))
     }
 
     fn status(&self, network: &Network) -> Result<(), Error> {
-        standalone().status(network)
+        standalone(network, |plugin| plugin.status(network))
+    }
+
+    fn enters_netns(&self) -> bool {
+        false
     }
 }
 
-/// `host-local` as it is where nothing is known of interfaces.
-pub(crate) fn standalone() -> HostLocal<'static> {
-    HostLocal { host: Host::new(&own_ranges, &address_in_use) }
-}
-
-/// This node's pod ranges, for an `ipam` object without ranges.
-fn own_ranges(ipam: &Object) -> Result<Vec<IpNetwork>, Error> {
-    let source = Source::read(ipam)?;
-    let mut host = Rtnetlink::open().map_err(refused)?;
-    let loaded = source.load()?;
-    let own = node::own(&loaded.map, &source, crate::routing::config::DEFAULT_PROTOCOL, &mut host)?;
-    Ok(own.pod_ranges)
+/// Runs `work` with `host-local` as it is where nothing is known of interfaces.
+fn standalone<T>(
+    network: &Network,
+    work: impl FnOnce(&HostLocal) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let own_ranges = |ipam: &Object| node::pod_ranges(&network.name, &Source::read(ipam)?);
+    work(&HostLocal { host: Host::new(&own_ranges, &address_in_use) })
 }
 
 /// Whether the attachment has a host end, or is being made or removed right now.

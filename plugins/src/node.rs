@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::failure::refused;
 use crate::routing::config::DEFAULT_PROTOCOL;
+use crate::routing::stamp::Stamp;
 use crate::state_dir;
 
 /// Where the map is by default.
@@ -214,9 +215,30 @@ pub(crate) fn link_of(
     Ok(link.map(|link| (link, ip)))
 }
 
+/// This node's pod ranges: of the stamp where it is of this very map, so that an
+/// ADD does not open the map, else of the map.
+pub(crate) fn pod_ranges(network: &str, source: &Source) -> Result<Vec<IpNetwork>, Error> {
+    if let Some(own) = Stamp::open(network).and_then(|stamp| stamp.own_node(source)) {
+        return Ok(own.pod_ranges);
+    }
+    let mut host = Rtnetlink::open().map_err(refused)?;
+    let loaded = source.load()?;
+    Ok(own(&loaded.map, source, DEFAULT_PROTOCOL, &mut host)?.pod_ranges)
+}
+
 /// MTU of the link that holds this node's address; `None` where no map tells of
 /// this node, which is no error for a plugin that can do without.
-pub(crate) fn underlay_mtu(source: &Source, host: &mut Rtnetlink) -> Result<Option<u32>, Error> {
+pub(crate) fn underlay_mtu(
+    network: &str,
+    source: &Source,
+    host: &mut Rtnetlink,
+) -> Result<Option<u32>, Error> {
+    if let Some(stamp) = Stamp::open(network).filter(|stamp| stamp.own_node(source).is_some())
+        && let Some(index) = stamp.underlay()
+        && let Some(link) = host.link(index).map_err(refused)?
+    {
+        return Ok(Some(link.mtu));
+    }
     let Ok(loaded) = source.load() else { return Ok(None) };
     let Ok(own) = own(&loaded.map, source, DEFAULT_PROTOCOL, host) else { return Ok(None) };
     Ok(link_of(&own, None, host)?.map(|(link, _)| link.mtu))

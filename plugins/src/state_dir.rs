@@ -1,6 +1,6 @@
 //! `/run/weft`: locks and caches, which may vanish at any time.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -41,6 +41,20 @@ pub(crate) fn lock(name: &str) -> Result<File, Error> {
     locked
         .map_err(|e| Error::new(Code::Io, format!("cannot lock {}: {e}", path(name).display())))?;
     Ok(file)
+}
+
+/// Takes the lock `name` if nobody has it.
+pub(crate) fn try_lock(name: &str) -> Result<Option<File>, Error> {
+    let file = open_lock(Path::new(name))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) => Err(lock_error(name, &e)),
+    }
+}
+
+fn lock_error(name: &str, error: &std::io::Error) -> Error {
+    Error::new(Code::Io, format!("cannot lock {}: {error}", path(name).display()))
 }
 
 /// Writes the file `name` whole or not at all.

@@ -201,7 +201,8 @@ fn environment() -> Result<()> {
         make.push(both.env("CNI_NETNS", "").env("CNI_IFNAME", ""));
         let invalid = make.veth("invalid UTF-8 in a path is a path", 4, &["/run/netns/"])?;
         make.push(invalid.env("CNI_NETNS", "/run/netns/\u{fffd}"));
-        let gc = make.case("GC without a path", ("veth", "GC"), &veth_config(), 4, &["CNI_PATH"])?;
+        let gc =
+            make.case("GC without a path", ("veth", "GC"), &veth_config(), 4, &["CNI_PATH"])?;
         make.push(gc.env("CNI_PATH", ""));
         Ok(())
     })
@@ -222,7 +223,8 @@ fn namespace() -> Result<()> {
             let veth = make.veth(name, 4, &["CNI_NETNS", gone])?;
             make.push(veth.env("CNI_NETNS", gone).setup(setup, undo));
             let config = json!({ "cniVersion": "1.0.0", "name": "lo", "type": "loopback" });
-            let loopback = make.case(name, ("loopback", "ADD"), &config, 4, &["CNI_NETNS", gone])?;
+            let loopback =
+                make.case(name, ("loopback", "ADD"), &config, 4, &["CNI_NETNS", gone])?;
             make.push(loopback.env("CNI_NETNS", gone).setup(setup, undo));
             let routing = make.routing_with(name, &json!({}), 4, &["CNI_NETNS", gone])?;
             make.push(routing.env("CNI_NETNS", gone).setup(setup, undo));
@@ -288,7 +290,13 @@ fn standard_input() -> Result<()> {
         make.push(make.routing_with("routing is first", &first, 7, &["prevResult", "after"])?);
         let config = merged(routing_config(make.pod), &first);
         make.push(make.case("CHECK without", ("routing", "CHECK"), &config, 7, &["prevResult"])?);
-        make.push(make.case("CHECK without", ("veth", "CHECK"), &veth_config(), 7, &["prevResult"])?);
+        make.push(make.case(
+            "CHECK without",
+            ("veth", "CHECK"),
+            &veth_config(),
+            7,
+            &["prevResult"],
+        )?);
         Ok(())
     })
 }
@@ -330,7 +338,10 @@ fn delegated_ipam() -> Result<()> {
         &[
             ("mumbler", "echo hello"),
             ("silent", "exit 3"),
-            ("refuser", r#"[ $CNI_COMMAND = ADD ] || exit 0; echo '{"code":55,"msg":"no leases"}'; exit 1"#),
+            (
+                "refuser",
+                r#"[ $CNI_COMMAND = ADD ] || exit 0; echo '{"code":55,"msg":"no leases"}'; exit 1"#,
+            ),
             ("giver-of-nothing", r#"echo '{"cniVersion":"1.1.0","ips":[]}'"#),
             ("giver-of-rubbish", r#"echo '{"cniVersion":"1.1.0","ips":[{"address":"x"}]}'"#),
         ],
@@ -343,7 +354,8 @@ fn delegated_ipam() -> Result<()> {
             ("giver-of-nothing", 7, "no address"),
             ("giver-of-rubbish", 102, "giver-of-rubbish"),
         ] {
-            let case = make.veth_with("IPAM", &json!({ "ipam": { "type": ipam } }), code, &[says])?;
+            let case =
+                make.veth_with("IPAM", &json!({ "ipam": { "type": ipam } }), code, &[says])?;
             make.push(case.env("CNI_PATH", &programs.0.display().to_string()));
         }
         Ok(())
@@ -367,7 +379,9 @@ fn ranges_and_leases() -> Result<()> {
             ),
             (
                 "start after end",
-                sets(json!([[{ "subnet": "10.9.0.0/24", "rangeStart": "10.9.0.9", "rangeEnd": "10.9.0.3" }]])),
+                sets(
+                    json!([[{ "subnet": "10.9.0.0/24", "rangeStart": "10.9.0.9", "rangeEnd": "10.9.0.3" }]]),
+                ),
                 &["10.9.0.9", "10.9.0.3"],
             ),
             (
@@ -392,7 +406,8 @@ fn ranges_and_leases() -> Result<()> {
         let subnet = json!({ "subnet": "10.9.0.0/29" });
         let taken = "d=/var/lib/cni/networks/pods; mkdir -p $d; for i in 2 3 4 5 6; do
             printf 'other\\r\\neth0' >$d/10.9.0.$i; ip route add 10.9.0.$i dev lo; done";
-        let free = "rm -r /var/lib/cni/networks/pods; for i in 2 3 4 5 6; do ip route del 10.9.0.$i; done";
+        let free =
+            "rm -r /var/lib/cni/networks/pods; for i in 2 3 4 5 6; do ip route del 10.9.0.$i; done";
         let full = make.ipam_with("exhausted", &subnet, 11, &["6 of 6", "10.9.0.0/29"])?;
         make.push(full.setup(taken, free));
         let status = merged(veth_config(), &json!({ "ipam": subnet }));
@@ -400,17 +415,25 @@ fn ranges_and_leases() -> Result<()> {
         make.push(full.setup(taken, free));
         let one = make.ipam_with("requested is taken", &subnet, 11, &["10.9.0.4", "taken"])?;
         make.push(one.env("CNI_ARGS", "IP=10.9.0.4").setup(taken, free));
-        let one = make.ipam_with("requested is the gateway", &subnet, 7, &["10.9.0.1", "gateway"])?;
+        let one =
+            make.ipam_with("requested is the gateway", &subnet, 7, &["10.9.0.1", "gateway"])?;
         make.push(one.env("CNI_ARGS", "IP=10.9.0.1").setup(none, none));
         let one = make.ipam_with("requested is elsewhere", &subnet, 7, &["10.7.0.1"])?;
         make.push(one.env("CNI_ARGS", "IP=10.7.0.1"));
         let file = json!({ "subnet": "10.9.0.0/29", "dataDir": "/etc/hostname/leases" });
         make.push(make.ipam_with("dataDir is a file", &file, 5, &["/etc/hostname/leases"])?);
         let again = make.ipam_with("leased already", &subnet, 4, &["pod-a", "10.9.0.2", "DEL"])?;
-        let lease = "d=/var/lib/cni/networks/pods; mkdir -p $d; printf 'pod-a\\r\\neth0' >$d/10.9.0.2";
+        let lease =
+            "d=/var/lib/cni/networks/pods; mkdir -p $d; printf 'pod-a\\r\\neth0' >$d/10.9.0.2";
         make.push(again.setup(lease, "rm -r /var/lib/cni/networks/pods"));
         let config = merged(veth_config(), &json!({ "prevResult": { "ips": [] } }));
-        make.push(make.case("no lease", ("host-local", "CHECK"), &config, 101, &["pod-a", "eth0"])?);
+        make.push(make.case(
+            "no lease",
+            ("host-local", "CHECK"),
+            &config,
+            101,
+            &["pod-a", "eth0"],
+        )?);
         Ok(())
     })
 }
@@ -421,9 +444,7 @@ fn node_map() -> Result<()> {
         let map = node.read_file(NODE_MAP)?;
         let put = |text: &str| format!("cat >{NODE_MAP} <<'END'\n{text}\nEND\n");
         let restore = put(&map);
-        let node_of = |name: &str, address: &str, ranges: &[&str]| {
-            json!({ "name": name, "addresses": [address], "podCIDRs": ranges })
-        };
+        let node_of = |name: &str, address: &str, ranges: &[&str]| json!({ "name": name, "addresses": [address], "podCIDRs": ranges });
         let own = "192.168.211.128";
         let maps: [(&str, String, u64, &[&str]); 7] = [
             ("no map", format!("rm {NODE_MAP}"), 7, &["/etc/weft/nodes.d"]),
@@ -436,19 +457,31 @@ fn node_map() -> Result<()> {
             ),
             (
                 "two with our address",
-                put(&json!([node_of("one", own, &["10.0.7.0/24"]), node_of("two", own, &["10.0.8.0/24"])]).to_string()),
+                put(&json!([
+                    node_of("one", own, &["10.0.7.0/24"]),
+                    node_of("two", own, &["10.0.8.0/24"])
+                ])
+                .to_string()),
                 7,
                 &["one", "two", own],
             ),
             (
                 "two with our name",
-                put(&json!([node_of("worker1", own, &["10.0.7.0/24"]), node_of("worker1", "192.0.2.1", &["10.0.8.0/24"])]).to_string()),
+                put(&json!([
+                    node_of("worker1", own, &["10.0.7.0/24"]),
+                    node_of("worker1", "192.0.2.1", &["10.0.8.0/24"])
+                ])
+                .to_string()),
                 7,
                 &["worker1"],
             ),
             (
                 "our range is another's too",
-                put(&json!([node_of("worker1", own, &["10.0.7.0/24"]), node_of("two", "192.0.2.1", &["10.0.0.0/16"])]).to_string()),
+                put(&json!([
+                    node_of("worker1", own, &["10.0.7.0/24"]),
+                    node_of("two", "192.0.2.1", &["10.0.0.0/16"])
+                ])
+                .to_string()),
                 7,
                 &["worker1", "10.0.0.0/16"],
             ),
@@ -530,10 +563,10 @@ fn configuration_of_routing() -> Result<()> {
             make.push(make.routing_with(name, &changes, 7, says)?);
         }
         let changes = json!({ "underlay": "lo", "underlayFamily": "ipv6" });
-        make.push(make.routing_with("underlay without address", &changes, 7, &["lo", "ipv6"])?.setup(
-            "ip link set lo down",
-            "ip link set lo up",
-        ));
+        make.push(
+            make.routing_with("underlay without address", &changes, 7, &["lo", "ipv6"])?
+                .setup("ip link set lo down", "ip link set lo up"),
+        );
         Ok(())
     })
 }
@@ -551,13 +584,12 @@ fn kernel() -> Result<()> {
     run(|make, _| {
         let exists = make.veth("interface exists", 100, &["eth0", "exists", "container"])?;
         let inside = "nsenter --net=/run/netns/pod-a ip link";
-        make.push(exists.setup(
-            &format!("{inside} add eth0 type dummy"),
-            &format!("{inside} del eth0"),
-        ));
+        make.push(
+            exists.setup(&format!("{inside} add eth0 type bridge"), &format!("{inside} del eth0")),
+        );
         let route = make.veth("address is another's", 100, &["10.0.1.2/32", "on the host"])?;
         make.push(route.setup(
-            "ip link add other0 type dummy; ip link set other0 up; ip route add 10.0.1.2 dev other0",
+            "ip link add other0 type bridge; ip link set other0 up; ip route add 10.0.1.2 dev other0",
             "ip link del other0",
         ));
         let says = ["/proc/sys/net/ipv4/ip_forward", "Read-only"];
@@ -574,13 +606,14 @@ fn kernel() -> Result<()> {
             "ip link del theirs",
         ));
         let clash = make.routing_with("VNI clash", &json!({ "vni": 7 }), 7, &["theirs", "8472"])?;
-        make.push(clash.setup(
-            "ip link add theirs type vxlan external dstport 8472",
-            "ip link del theirs",
-        ));
+        make.push(
+            clash
+                .setup("ip link add theirs type vxlan external dstport 8472", "ip link del theirs"),
+        );
         let name = make.routing_with("device name taken", &json!({}), 7, &["device", "weft.1"])?;
-        make.push(name.setup("ip link add weft.1 type dummy", "ip link del weft.1"));
-        let small = make.routing_with("small underlay", &json!({}), 7, &["eth0", "1320", "1280"])?;
+        make.push(name.setup("ip link add weft.1 type bridge", "ip link del weft.1"));
+        let small =
+            make.routing_with("small underlay", &json!({}), 7, &["eth0", "1320", "1280"])?;
         let undo = "ip link set eth0 mtu 1500";
         make.push(small.setup("ip link set eth0 mtu 1320", undo));
         let store = "mkdir -p /var/lib/cni; mount -n -t tmpfs -o ro none /var/lib/cni";

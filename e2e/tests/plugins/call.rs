@@ -132,8 +132,12 @@ pub(crate) fn changes(before: &Snapshot, after: &Snapshot) -> String {
         is_directory && (name.starts_with("/run/weft/") || name.starts_with("/var/lib/cni/"))
             || BOOKS.iter().skip(1).any(|book| name.contains(book))
     };
+    // They follow from addresses, some time after them.
+    let is_derived =
+        |line: &str| line.contains(r#""protocol":"kernel""#) && line.contains(r#""table":"local""#);
     let diff = before.diff(after);
-    let lines: Vec<&str> = diff.lines().filter(|line| !is_book(line)).collect();
+    let lines: Vec<&str> =
+        diff.lines().filter(|line| !is_book(line) && !is_derived(line)).collect();
     lines.join("\n")
 }
 

@@ -169,6 +169,45 @@ impl Socket {
         }
     }
 
+    /// Asks for several objects by one system call; an answer for each message,
+    /// `None` where the kernel says that the object is not there. A few dozen
+    /// answers fit the receive buffer.
+    pub fn get_each<T>(
+        &mut self,
+        messages: &mut [Message],
+        parse: impl Fn(&Reply) -> Option<T>,
+    ) -> Result<Vec<Option<T>>> {
+        let first = self.sequence.wrapping_add(1);
+        let count = messages.len();
+        let mut bytes = Vec::with_capacity(messages.iter().map(Message::len).sum());
+        for (i, message) in messages.iter_mut().enumerate() {
+            let sequence = self.next_sequence();
+            bytes.extend_from_slice(message.finish(sequence, i + 1 == count));
+        }
+        let mut found: Vec<Option<T>> = messages.iter().map(|_| None).collect();
+        if count == 0 {
+            return Ok(found);
+        }
+        self.send(&bytes)?;
+        let last = self.sequence;
+        // Refused wholesale, for want of a right, only the first gets an answer.
+        let outcome = self.receive(first, last, |incoming, sequence| {
+            let index = sequence.wrapping_sub(first) as usize;
+            match incoming {
+                Incoming::Data(reply) => {
+                    if let Some(slot) = found.get_mut(index) {
+                        *slot = parse(&reply);
+                    }
+                    None
+                }
+                Incoming::Refused(error) if !error.is_gone() => Some(Err(error)),
+                Incoming::Refused(_) | Incoming::Done => (sequence == last).then_some(Ok(())),
+                Incoming::Interrupted => None,
+            }
+        })?;
+        outcome.map(|()| found)
+    }
+
     /// Lists objects; `parse` picks. Repeated from the start when the list
     /// changed while it was read.
     pub fn dump<T>(

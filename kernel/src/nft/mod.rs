@@ -4,8 +4,8 @@
 //! kernel's table of that name equal to it, in one transaction, so that at no
 //! moment half of it is in force. What is there is not read back rule by rule:
 //! the table carries a digest of what it was made from, and the kernel counts
-//! the rules of each chain, so that [`installed`] tells with one small question
-//! for the table and one for each chain whether it is still whole.
+//! the rules of each chain, so that [`installed`] tells with a handful of small
+//! questions, sent together, whether it is still whole.
 //!
 //! All tables of ours are of the `inet` family, IPv4 and IPv6 at once.
 
@@ -38,26 +38,24 @@ const NESTED: u16 = libc::NLA_F_NESTED as u16;
 /// digest, its chains' policies and their counts of rules. A rule exchanged for
 /// another goes unnoticed; a flush, a deletion or an insertion does not.
 pub fn installed(socket: &mut Socket, proof: &Proof) -> Result<bool> {
-    let about = |e: Error| e.about(format_args!("cannot read table inet {}", proof.table()));
-    let Some(found) = observe::table(socket, proof.table()).map_err(about)? else {
-        return Ok(false);
+    let names = proof.chains().iter().map(|(name, _)| name.as_str());
+    let found = observe::table_with_chains(socket, proof.table(), names);
+    let (table, chains) = found.map_err(|e| unreadable(e, proof.table()))?;
+    let whole = |table: observe::FoundTable| {
+        !table.dormant && table.digest == Some(proof.digest()) && table.uses == proof.uses()
     };
-    if found.dormant || found.digest != Some(proof.digest()) || found.uses != proof.uses() {
-        return Ok(false);
-    }
-    for (name, uses) in proof.chains() {
-        let chain = observe::chain(socket, proof.table(), name).map_err(about)?;
-        if !chain.is_some_and(|chain| chain.uses == *uses && !chain.policy_drops) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    let wanted = proof.chains().iter().map(|(_, uses)| Some(*uses));
+    let uses = chains.iter().map(|chain| {
+        let chain = chain.as_ref().filter(|chain| !chain.policy_drops);
+        chain.map(|chain| chain.uses)
+    });
+    Ok(table.is_some_and(whole) && uses.eq(wanted))
 }
 
 /// Whether a table of this name is there, whatever it holds.
 pub fn exists(socket: &mut Socket, name: &str) -> Result<bool> {
-    let found = observe::table(socket, name);
-    Ok(found.map_err(|e| e.about(format_args!("cannot read table inet {name}")))?.is_some())
+    let found = observe::table(socket, name).map_err(|e| unreadable(e, name))?;
+    Ok(found.is_some())
 }
 
 /// Makes the kernel's table equal to `table`; false where it was already.
@@ -101,18 +99,16 @@ fn transact(socket: &mut Socket, commands: Vec<Command>) -> Result<()> {
         None => Ok(()),
         Some(refusal) => {
             let what = names.get(refusal.index).map_or("nf_tables transaction", String::as_str);
-            Err(explained(refusal.error.about(what)))
+            Err(refusal.error.about(what))
         }
     }
 }
 
-/// What the kernel says for an expression or a kind of chain that it was built
-/// without is ENOENT, or EOPNOTSUPP with the whole subsystem missing.
-fn explained(mut error: Error) -> Error {
-    if error.extack.is_none() && error.errno == Errno::EOPNOTSUPP {
-        error.extack = Some("the kernel lacks nf_tables or a part of it".into());
-    }
-    error
+/// A question about a table that could not be answered. Kernels without
+/// nf_tables say EINVAL (`nfnetlink_rcv_msg`).
+fn unreadable(error: Error, table: &str) -> Error {
+    let hint = if error.errno == Errno::EINVAL { " (is nf_tables in this kernel?)" } else { "" };
+    error.about(format_args!("cannot read nf_tables table inet {table}{hint}"))
 }
 
 /// A message of nf_tables about a table of `family`: `struct nfgenmsg`, version

@@ -6,7 +6,9 @@ use crate::error::Result;
 use crate::netlink::{Attribute, Attributes, Message, Reply, Socket};
 
 use super::table::parse_digest;
-use super::uapi::{chain, counter, expression, family, immediate, msg, rule, table, verdict};
+use super::uapi::{
+    SUBSYSTEM, chain, counter, expression, family, immediate, msg, rule, table, verdict,
+};
 use super::{request, userdata};
 
 /// Length of `struct nfgenmsg`, in front of a reply's attributes.
@@ -27,6 +29,11 @@ pub(super) struct FoundTable {
 pub(super) struct FoundChain {
     pub(super) uses: u32,
     pub(super) policy_drops: bool,
+}
+
+enum Found {
+    Table(FoundTable),
+    Chain(FoundChain),
 }
 
 /// What a counting rule has counted.
@@ -72,16 +79,37 @@ impl fmt::Display for ForwardDrop {
 
 /// The table of that name.
 pub(super) fn table(socket: &mut Socket, name: &str) -> Result<Option<FoundTable>> {
-    let mut message = request(msg::GETTABLE, 0, family::INET);
-    message.attr_str(table::NAME, name);
-    socket.get(message, |reply| Some(parse_table(reply)))
+    socket.get(ask_table(name), |reply| Some(parse_table(reply)))
 }
 
-/// A chain of that table.
-pub(super) fn chain(socket: &mut Socket, table: &str, name: &str) -> Result<Option<FoundChain>> {
-    let mut message = request(msg::GETCHAIN, 0, family::INET);
-    message.attr_str(chain::TABLE, table).attr_str(chain::NAME, name);
-    socket.get(message, |reply| Some(parse_chain(reply)))
+/// The table of that name and those of its chains, as far as they are there.
+pub(super) fn table_with_chains<'a>(
+    socket: &mut Socket,
+    name: &str,
+    chains: impl Iterator<Item = &'a str>,
+) -> Result<(Option<FoundTable>, Vec<Option<FoundChain>>)> {
+    let mut questions = vec![ask_table(name)];
+    questions.extend(chains.map(|chain| {
+        let mut message = request(msg::GETCHAIN, 0, family::INET);
+        message.attr_str(chain::TABLE, name).attr_str(chain::NAME, chain);
+        message
+    }));
+    let mut table = None;
+    let mut answers = Vec::new();
+    for answer in socket.get_each(&mut questions, |reply| Some(parse_either(reply)))? {
+        match answer {
+            Some(Found::Table(found)) => table = Some(found),
+            Some(Found::Chain(found)) => answers.push(Some(found)),
+            None => answers.push(None),
+        }
+    }
+    Ok((table, answers))
+}
+
+fn ask_table(name: &str) -> Message {
+    let mut message = request(msg::GETTABLE, 0, family::INET);
+    message.attr_str(table::NAME, name);
+    message
 }
 
 /// Names of the `inet` tables that start with `prefix`.
@@ -161,6 +189,14 @@ fn verdict_of(expression: Attribute) -> Option<i32> {
     let value = find(data.nested(), immediate::DATA)?;
     let verdict = find(value.nested(), expression::DATA_VERDICT)?;
     Some(find(verdict.nested(), expression::VERDICT_CODE)?.be32()? as i32)
+}
+
+fn parse_either(reply: &Reply) -> Found {
+    if reply.kind == SUBSYSTEM << 8 | msg::NEWTABLE {
+        Found::Table(parse_table(reply))
+    } else {
+        Found::Chain(parse_chain(reply))
+    }
 }
 
 fn parse_table(reply: &Reply) -> FoundTable {

@@ -56,11 +56,14 @@ impl Rule {
         self.meta(meta::KEY_IIFGROUP).equals(&group.to_ne_bytes())
     }
 
+    /// Came in by the link of this name.
+    pub fn from_link(self, name: &str) -> Self {
+        self.meta(meta::KEY_IIFNAME).equals(&padded(name))
+    }
+
     /// Leaves by the link of this name.
     pub fn to_link(self, name: &str) -> Self {
-        let mut value = name.as_bytes().to_vec();
-        value.resize(INTERFACE_NAME_BYTES, 0);
-        self.meta(meta::KEY_OIFNAME).equals(&value)
+        self.meta(meta::KEY_OIFNAME).equals(&padded(name))
     }
 
     /// Every bit of `bits` is set in the packet's mark.
@@ -286,6 +289,12 @@ impl Expression {
             Self::Verdict { code, chain } => encode_verdict(data, *code, chain.as_deref()),
         }
     }
+}
+
+fn padded(link_name: &str) -> Vec<u8> {
+    let mut value = link_name.as_bytes().to_vec();
+    value.resize(INTERFACE_NAME_BYTES, 0);
+    value
 }
 
 fn encode_mask(data: &mut Message, mask: &[u8]) {

@@ -118,6 +118,7 @@ fn nft_reads_what_was_written() {
         assert!(ensure(&mut socket, &sample()).unwrap());
         let digest = format!("{:016x}", sample().proof().digest());
         assert_eq!(nft("list ruleset"), SAMPLE.replace("DIGEST", &digest));
+        assert!(nft("-j list ruleset").contains("weft_test"));
         assert!(!ensure(&mut socket, &sample()).unwrap(), "installed twice");
     });
 }
@@ -204,6 +205,43 @@ fn a_refusal_names_the_object_and_changes_nothing() {
         assert_eq!(nft("list ruleset"), before);
         // The socket still answers questions with their own answers.
         assert!(installed(&mut socket, &sample().proof()).unwrap());
+    });
+}
+
+/// Where a right is lacking the kernel answers the first of several messages
+/// only; who waited for the last would wait for ever.
+#[test]
+fn without_the_right_the_kernel_refuses_at_once() {
+    const ME: &str = "nft::tests::refused_for_want_of_a_right";
+    let lacking = ["--bounding-set", "-net_admin", "--inh-caps", "-net_admin"];
+    let test = std::env::current_exe().unwrap();
+    let status = Command::new("setpriv")
+        .args(lacking)
+        .arg(test)
+        .args(["--exact", ME, "--ignored"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&status.stdout);
+    assert!(status.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+#[ignore = "run by the test above, without CAP_NET_ADMIN"]
+fn refused_for_want_of_a_right() {
+    in_namespace(|| {
+        let mut socket = Socket::netfilter().unwrap();
+        let refusals = [
+            installed(&mut socket, &sample().proof()).unwrap_err(),
+            exists(&mut socket, "weft_test").unwrap_err(),
+            remove(&mut socket, "weft_test").unwrap_err(),
+            transact(&mut socket, sample().commands(Replaced::Nothing)).unwrap_err(),
+            counters(&mut socket, "weft_test").unwrap_err(),
+            forward_drops(&mut socket).unwrap_err(),
+        ];
+        for error in refusals {
+            assert_eq!(error.errno, Errno::EPERM, "{error}");
+            assert!(error.to_string().contains("CAP_NET_ADMIN is needed"), "{error}");
+        }
     });
 }
 

@@ -98,6 +98,7 @@ pub(super) mod meta {
     pub(in super::super) const DREG: u16 = 1;
     pub(in super::super) const KEY: u16 = 2;
     pub(in super::super) const KEY_MARK: u32 = 3;
+    pub(in super::super) const KEY_IIFNAME: u32 = 6;
     pub(in super::super) const KEY_OIFNAME: u32 = 7;
     pub(in super::super) const KEY_NFPROTO: u32 = 15;
     pub(in super::super) const KEY_L4PROTO: u32 = 16;

@@ -157,7 +157,7 @@ fn route_changes(desired: &Desired, observed: &Observed, replaced: &HashSet<u32>
 }
 
 /// A route without what the kernel reports of its nexthop object on top of it.
-fn comparable(route: &Route) -> Route {
+pub(super) fn comparable(route: &Route) -> Route {
     match route.nexthop {
         Some(_) => Route { via: None, dev: None, onlink: false, ..*route },
         None => *route,

@@ -68,6 +68,7 @@ fn peer_guard(config: &Config, map: &Map, own: &Node) -> Option<Table> {
         tunnel_ends: &tunnel_ends,
         port,
         vni: config.vni,
+        device: &config.device,
         host_ends: HOST_END_GROUP,
         guard: config.peer_guard,
         no_track: config.no_track,

@@ -68,11 +68,11 @@ impl Masquerade<'_> {
         ];
         let mut from_pods = Vec::new();
         for sets in &versions {
-            leaving.extend(self.into_tunnel(sets));
+            leaving.extend(self.entering_tunnel(sets));
         }
         for sets in versions.iter().filter(|sets| !sets.own.is_empty()) {
             leaving.push(Rule::new().source_in(&sets.own).jump("from_pods"));
-            from_pods.extend(to_outside(sets));
+            from_pods.extend(kept(sets));
         }
         from_pods.push(Rule::new().count().masquerade().comment("pods to the outside"));
         let chains = [
@@ -101,7 +101,7 @@ impl Masquerade<'_> {
 
     /// The node's own addresses, and those of hosts outside that a Service leads
     /// to a pod, are not what the other node routes back through the tunnel.
-    fn into_tunnel(&self, sets: &Sets) -> Option<Rule> {
+    fn entering_tunnel(&self, sets: &Sets) -> Option<Rule> {
         let device = self.device.filter(|_| !sets.pods.is_empty())?;
         let rule = Rule::new().to_link(device).source_not_in(&sets.pods).count().masquerade();
         Some(rule.comment("no pod's address into the tunnel"))
@@ -109,7 +109,7 @@ impl Masquerade<'_> {
 }
 
 /// What of pods' packets keeps its source.
-fn to_outside(sets: &Sets) -> Vec<Rule> {
+fn kept(sets: &Sets) -> Vec<Rule> {
     let mut rules = vec![
         Rule::new().destination_in(&sets.pods).back(),
         Rule::new().destination_in(&sets.exempt).back(),

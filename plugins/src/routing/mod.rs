@@ -11,15 +11,16 @@ mod masquerade;
 mod observed;
 mod peer_guard;
 mod pods;
+pub(crate) mod stamp;
 pub(crate) mod sync;
 pub(crate) mod teardown;
 
 use cni::{AddResult, Attachment, AttachmentKey, Code, Error, Network, Plugin};
 use kernel::Rtnetlink;
 
+use crate::attachment::open_netns;
 use crate::failure::refused;
 use config::Config;
-use sync::{Do, sync};
 
 /// The plugin.
 pub(crate) struct Routing;
@@ -28,10 +29,10 @@ impl Plugin for Routing {
     fn add(&self, attachment: &Attachment, network: &Network) -> Result<AddResult, Error> {
         let mut result = network.require_prev_result()?.clone();
         let config = Config::read(network)?;
+        let pod = open_netns(attachment)?;
         let mut host = Rtnetlink::open().map_err(refused)?;
-        let outcome = sync(&config, Do::Apply, &mut host)?;
-        outcome.warnings.iter().for_each(|warning| log::warn!("{warning}"));
-        pods::adjust_attachment(attachment, &mut result, outcome.pod_mtu, &mut host)?;
+        let mtu = sync::ensure(&config, &mut host)?;
+        pods::adjust_attachment(attachment, &pod, &mut result, mtu, &mut host)?;
         Ok(result)
     }
 
@@ -51,19 +52,22 @@ impl Plugin for Routing {
         repair(network)
     }
 
+    /// Also the tick by which drift is repaired where a runtime asks for it every
+    /// few seconds (the spec lets nobody rely on that).
     fn status(&self, network: &Network) -> Result<(), Error> {
         repair(network).map_err(|error| {
-            let code = Code::Unavailable;
-            Error::new(code, format!("no pod can be connected to other nodes: {}", error.msg))
-                .with_details(error.details)
+            let msg = format!("no pod can be connected to other nodes: {}", error.msg);
+            Error::new(Code::Unavailable, msg).with_details(error.details)
         })
     }
 }
 
+/// A sync, unless one is under way: callers have no patience, and it does the work.
 fn repair(network: &Network) -> Result<(), Error> {
     let config = Config::read(network)?;
     let mut host = Rtnetlink::open().map_err(refused)?;
-    let outcome = sync(&config, Do::Apply, &mut host)?;
-    outcome.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    if let Some(outcome) = sync::try_sync(&config, &mut host)? {
+        outcome.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    }
     Ok(())
 }

@@ -17,6 +17,8 @@ pub(crate) struct PeerGuard<'a> {
     pub(crate) port: u16,
     /// VNI of the tunnel; another program's at the same port is left alone.
     pub(crate) vni: u32,
+    /// Name of the VXLAN device.
+    pub(crate) device: &'a str,
     /// Link group of the pods' host ends.
     pub(crate) host_ends: u32,
     /// Whether VXLAN from elsewhere is dropped.
@@ -69,10 +71,10 @@ impl PeerGuard<'_> {
         vec![
             Chain::called("for_this_host", self.for_this_host(ends)),
             Chain::called("just_received", self.just_received(ends)),
-            Chain::called("to_others", self.to_others(ends)),
+            Chain::called("for_others", self.for_other_hosts(ends)),
             Chain::at(Hook::PreroutingRaw, "received", to("just_received")),
             Chain::at(Hook::Input, "delivered", to("for_this_host")),
-            Chain::at(Hook::Forward, "forwarded", to("to_others")),
+            Chain::at(Hook::Forward, "forwarded", to("for_others")),
         ]
     }
 
@@ -87,8 +89,9 @@ impl PeerGuard<'_> {
     }
 
     fn for_this_host(&self, ends: &Ends) -> Vec<Rule> {
-        let from_pod = self.from_pod().count().drop().comment("from a pod to this host");
-        let mut rules = vec![self.not_ours(), from_pod];
+        let mut rules = vec![self.not_ours()];
+        let from_pods = self.pods_packets().into_iter();
+        rules.extend(from_pods.map(|rule| rule.count().drop().comment("from a pod to this host")));
         rules.extend(ends.0.iter().map(|set| self.tracking(Rule::new().source_in(set)).accept()));
         rules.push(Rule::new().count().drop().comment("from no tunnel end"));
         rules
@@ -96,7 +99,7 @@ impl PeerGuard<'_> {
 
     /// What this host forwards may leave with its own address, masqueraded, and
     /// so deceive the guard of the node that it is for.
-    fn to_others(&self, ends: &Ends) -> Vec<Rule> {
+    fn for_other_hosts(&self, ends: &Ends) -> Vec<Rule> {
         let mut rules = vec![self.not_ours()];
         rules.extend(self.pod_to_node(ends));
         rules.extend(ends.0.iter().map(|set| {
@@ -107,12 +110,15 @@ impl PeerGuard<'_> {
     }
 
     fn pod_to_node(&self, ends: &Ends) -> impl Iterator<Item = Rule> {
-        let drop = |set| self.from_pod().destination_in(set).count().drop();
-        ends.0.iter().map(move |set| drop(set).comment("from a pod to a node"))
+        let to_ends = |rule: Rule| ends.0.iter().map(move |set| rule.clone().destination_in(set));
+        let rules = self.pods_packets().into_iter().flat_map(to_ends);
+        rules.map(|rule| rule.count().drop().comment("from a pod to a node"))
     }
 
-    fn from_pod(&self) -> Rule {
-        Rule::new().from_link_group(self.host_ends)
+    /// Pods' packets, whatever their source: of pods here, and of pods elsewhere,
+    /// which come out of the tunnel. Nodes reach each other beside the tunnel.
+    fn pods_packets(&self) -> [Rule; 2] {
+        [Rule::new().from_link_group(self.host_ends), Rule::new().from_link(self.device)]
     }
 
     fn not_ours(&self) -> Rule {

@@ -1,24 +1,24 @@
 //! A sync: compare what the kernel holds with what it shall hold, and change
 //! what differs, under one lock.
 
-use cluster::Family;
+use cluster::{Family, Node};
 use cni::{Code, Error};
+use ipnetwork::IpNetwork;
 use kernel::link::Link;
-use kernel::netlink::Message;
+use kernel::netlink::{Message, Refusal};
 use kernel::{Rtnetlink, sysctl};
+use nix::errno::Errno;
 
 use super::config::Config;
 use super::desired::{Desired, Inputs, desired, device};
-use super::device;
 use super::difference::{Change, difference};
-use super::firewall;
-use super::host::{OnLink, underlay};
+use super::host::{OnLink, Underlay, underlay};
 use super::observed::Observed;
-use super::pods;
+use super::stamp::{self, Facts, Stamp};
+use super::{device, firewall, pods};
 use crate::failure::refused;
-use crate::forwarding;
-use crate::node;
-use crate::state_dir;
+use crate::node::Loaded;
+use crate::{forwarding, node, state_dir};
 
 /// Lock of whoever changes what is between nodes.
 const LOCK: &str = "sync.lock";
@@ -43,77 +43,144 @@ pub(crate) enum Do {
     Plan,
 }
 
-/// Brings this node's kernel to the state that `config` and the node map ask for.
-pub(crate) fn sync(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error> {
-    let _lock = match what {
-        Do::Apply => Some(lock()?),
-        Do::Plan => None,
-    };
-    let loaded = config.source.load()?;
-    let own = &node::own(&loaded.map, &config.source, config.protocol, host)?;
-    let underlay = underlay(config, &loaded.map, own, host)?;
-    let on_link = OnLink::read(config.protocol, host)?;
+/// What a sync decides from.
+struct View {
+    loaded: Loaded,
+    own: Node,
+    underlay: Underlay,
+    on_link: OnLink,
+}
 
-    let wanted = device(config, own, &underlay)?;
-    let ours = device::ours(config, host)?;
-    let steps = device::steps(config, wanted.as_ref(), &ours);
-    let mut outcome = Outcome { warnings: loaded.warnings.clone(), ..Outcome::default() };
-    let (made, gone): (Vec<_>, Vec<_>) =
-        steps.into_iter().partition(|step| !matches!(step, device::Step::Delete(_)));
-    outcome.changes.extend(made.iter().flat_map(|step| step.words(&underlay.name)));
-    // A device that is in the way of its successor cannot wait for its routes.
-    let early = if made.is_empty() { &[][..] } else { &gone };
-    let late = if made.is_empty() { &gone } else { &[][..] };
-    outcome.changes.splice(0..0, early.iter().flat_map(|step| step.words(&underlay.name)));
-    let present = match what {
-        Do::Plan => ours.into_iter().find(|link| link.name == config.device),
+impl View {
+    fn read(config: &Config, host: &mut Rtnetlink) -> Result<Self, Error> {
+        let loaded = config.source.load()?;
+        let own = node::own(&loaded.map, &config.source, config.protocol, host)?;
+        let underlay = underlay(config, &loaded.map, &own, host)?;
+        let on_link = OnLink::read(config.protocol, host)?;
+        Ok(Self { loaded, own, underlay, on_link })
+    }
+
+    fn inputs<'a>(&'a self, config: &'a Config) -> Inputs<'a> {
+        let Self { loaded, own, underlay, on_link } = self;
+        Inputs { config, map: &loaded.map, own, underlay, on_link }
+    }
+}
+
+/// Sees to it that the kernel is as `config` and the node map ask for, by the stamp
+/// where that proves it; returns the MTU of pods, in bytes.
+pub(super) fn ensure(config: &Config, host: &mut Rtnetlink) -> Result<u32, Error> {
+    let stamp = Stamp::open(&config.network).filter(|stamp| stamp.holds(config, host));
+    if let Some(mtu) = stamp.and_then(|stamp| stamp.pod_mtu()) {
+        return Ok(mtu);
+    }
+    let outcome = sync(config, Do::Apply, host)?;
+    outcome.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    Ok(outcome.pod_mtu)
+}
+
+/// Brings this node's kernel to the state that `config` and the node map ask for,
+/// or says what that would take.
+pub(crate) fn sync(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error> {
+    match what {
+        Do::Plan => run(config, what, host),
         Do::Apply => {
-            forwarding::enable(
-                own.ranges(Family::V4).next().is_some(),
-                own.ranges(Family::V6).next().is_some(),
-                host,
-            )?;
-            device::apply(early, config, host)?;
-            device::apply(&made, config, host)?;
-            find_device(config, wanted.is_some(), host)?
+            let _lock = lock()?;
+            run(config, what, host)
         }
-    };
-    let index = present.as_ref().filter(|_| wanted.is_some()).map_or(0, |link| link.index);
-    let inputs = Inputs {
-        config,
-        map: &loaded.map,
-        own,
-        underlay: &underlay,
-        on_link: &on_link,
-        device: index,
-    };
-    let state = desired(inputs)?;
-    let observed = Observed::read(present.as_ref(), config.protocol, host)?;
-    let changes = difference(&state, &observed, index);
-    let name_of = namer(config, index, &underlay.name);
-    outcome.changes.extend(changes.iter().map(|change| change.words(&name_of)));
-    outcome.changes.extend(late.iter().flat_map(|step| step.words(&underlay.name)));
-    outcome.warnings.extend(state.notes.iter().cloned());
-    outcome.pod_mtu = state.pod_mtu;
+    }
+}
+
+/// A sync if nobody else is at one; `None` where somebody is. Never waits.
+pub(super) fn try_sync(config: &Config, host: &mut Rtnetlink) -> Result<Option<Outcome>, Error> {
+    let Some(_lock) = state_dir::try_lock(LOCK)? else { return Ok(None) };
+    run(config, Do::Apply, host).map(Some)
+}
+
+fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error> {
+    let view = View::read(config, host)?;
+    let View { loaded, own, underlay, .. } = &view;
+    let mut outcome = Outcome { warnings: loaded.warnings.clone(), ..Outcome::default() };
+
+    let wanted = device(config, own, underlay)?;
+    let mut state = desired(view.inputs(config))?;
+    let steps = device::Steps::new(config, wanted.as_ref(), device::ours(config, host)?);
+    outcome.changes.extend(steps.before_words(&underlay.name));
     if what == Do::Apply {
-        check_ipv6(config, &state)?;
-        apply(&changes, &name_of, host)?;
-        device::apply(late, config, host)?;
-        config.source.keep(&loaded)?;
+        steps.check(host)?;
+        forwarding::enable(has(own, Family::V4), has(own, Family::V6), host)?;
+        if !steps.is_empty() {
+            stamp::remove(&config.network)?;
+        }
+        steps.apply_before(config, host)?;
+    }
+    let device = find_device(config, what, wanted.is_some(), host)?;
+    state.place(device.as_ref().map_or(0, |link| link.index));
+    let state = &state;
+    converge_entries(config, &view, state, device.as_ref(), what, &mut outcome, host)?;
+    outcome.changes.extend(steps.after_words(&underlay.name));
+    if what == Do::Apply {
+        steps.apply_after(config, host)?;
     }
     let tables = firewall::tables(config, &loaded.map, own);
     outcome.changes.extend(firewall::converge(config, &tables, what)?);
     outcome.changes.extend(pods::adjust_mtu(config, state.pod_mtu, what, host)?);
+    if what == Do::Apply {
+        config.source.keep(loaded)?;
+        // Looked up again: what was done to it since is part of it.
+        let device = find_device(config, what, wanted.is_some(), host)?;
+        let device = device.as_ref();
+        let tables = &tables;
+        stamp::write(Facts { config, loaded, own, underlay, device, state, tables })?;
+    }
     Ok(outcome)
 }
 
-fn find_device(config: &Config, wanted: bool, host: &mut Rtnetlink) -> Result<Option<Link>, Error> {
+/// Brings addresses, neighbours, forwarding entries, nexthops and routes in line.
+fn converge_entries(
+    config: &Config,
+    view: &View,
+    state: &Desired,
+    device: Option<&Link>,
+    what: Do,
+    outcome: &mut Outcome,
+    host: &mut Rtnetlink,
+) -> Result<(), Error> {
+    let index = device.map_or(0, |link| link.index);
+    let observed = Observed::read(device, config.protocol, host)?;
+    let changes = difference(state, &observed, index);
+    let name_of = namer(config, index, &view.underlay.name);
+    outcome.changes.extend(changes.iter().map(|change| change.words(&name_of)));
+    outcome.warnings.extend(state.notes.iter().cloned());
+    outcome.pod_mtu = state.pod_mtu;
+    if what == Do::Apply && !changes.is_empty() {
+        stamp::remove(&config.network)?;
+        allow_ipv6(config, state)?;
+        outcome.warnings.extend(apply(&changes, &name_of, host)?);
+    }
+    Ok(())
+}
+
+fn has(node: &Node, family: Family) -> bool {
+    node.ranges(family).next().is_some()
+}
+
+/// The VXLAN device under its name, if it is wanted.
+fn find_device(
+    config: &Config,
+    what: Do,
+    wanted: bool,
+    host: &mut Rtnetlink,
+) -> Result<Option<Link>, Error> {
+    if !wanted {
+        return Ok(None);
+    }
     let link = host.link_by_name(&config.device).map_err(refused)?;
-    if wanted && link.is_none() {
+    let link = link.filter(|link| link.vxlan.is_some());
+    if link.is_none() && what == Do::Apply {
         let msg = format!("VXLAN device {} vanished while it was set up", config.device);
         return Err(Error::new(Code::Kernel, msg));
     }
-    Ok(link.filter(|link| link.vxlan.is_some()))
+    Ok(link)
 }
 
 /// Takes the lock of whoever changes what is between nodes.
@@ -133,34 +200,38 @@ pub(super) fn namer(config: &Config, device: u32, underlay: &str) -> impl Fn(u32
 }
 
 /// The device may have been made while IPv6 was off by default.
-fn check_ipv6(config: &Config, state: &Desired) -> Result<(), Error> {
-    if state.device.is_some() && state.addresses.iter().any(ipnetwork::IpNetwork::is_ipv6) {
+fn allow_ipv6(config: &Config, state: &Desired) -> Result<(), Error> {
+    if state.device.is_some() && state.addresses.iter().any(IpNetwork::is_ipv6) {
         let key = format!("net/ipv6/conf/{}/disable_ipv6", config.device);
         sysctl::set(&key, "0").map_err(refused)?;
     }
     Ok(())
 }
 
-/// Makes the changes; the first refused one is the error, the others are made all
-/// the same.
+/// Makes the changes. One that the kernel refuses for what it says does not keep
+/// the others from being made, and is told as a warning: a route of another
+/// program in the way of one peer must not stop this node.
+///
+/// # Errors
+/// The kernel takes no change at all: no privilege, no memory.
 pub(super) fn apply(
     changes: &[Change],
     name_of: &dyn Fn(u32) -> String,
     host: &mut Rtnetlink,
-) -> Result<(), Error> {
+) -> Result<Vec<String>, Error> {
     let mut messages: Vec<Message> = changes.iter().map(Change::message).collect();
-    let refusals = host.batch(&mut messages).map_err(refused)?;
-    let mut failed = refusals.into_iter().filter_map(|refusal| {
-        let change = changes.get(refusal.index)?;
-        let harmless = change.removes() && refusal.error.is_gone();
-        (!harmless).then_some((change, refusal.error))
-    });
-    let Some((change, error)) = failed.next() else { return Ok(()) };
-    let others = failed.count();
-    let error = refused(error.about(format_args!("`{}` failed", change.words(name_of))));
-    Err(if others > 0 {
-        error.with_details(format!("and {others} other changes were refused"))
-    } else {
-        error
-    })
+    let mut warnings = Vec::new();
+    for Refusal { index, error } in host.batch(&mut messages).map_err(refused)? {
+        let Some(change) = changes.get(index) else { continue };
+        if change.removes() && error.is_gone() {
+            continue;
+        }
+        let errno = error.errno;
+        let error = error.about(format_args!("`{}` failed", change.words(name_of)));
+        if matches!(errno, Errno::EPERM | Errno::EACCES | Errno::ENOMEM | Errno::ENOBUFS) {
+            return Err(refused(error));
+        }
+        warnings.push(error.to_string());
+    }
+    Ok(warnings)
 }

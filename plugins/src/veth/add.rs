@@ -1,7 +1,5 @@
 //! ADD: address, pair, routes; nothing is left behind where a step fails.
 
-use std::path::Path;
-
 use cni::{AddResult, Attachment, Code, Error, Interface, IpConfig, Network};
 use kernel::link::{LinkChange, VethPair, delete};
 use kernel::netlink::{Message, Refusal};
@@ -13,7 +11,7 @@ use nix::errno::Errno;
 use super::config::Config;
 use super::plan::{Plan, is_default};
 use super::spoof_check;
-use crate::attachment::{Alias, Id, random_index};
+use crate::attachment::{Alias, Id, open_netns, random_index};
 use crate::failure::refused;
 use crate::forwarding;
 use crate::ipam::Ipam;
@@ -32,6 +30,11 @@ pub(super) fn add(attachment: &Attachment, network: &Network) -> Result<AddResul
     let namespaces = Namespaces::open(attachment)?;
     let _lock = id.lock()?;
     let mut host = Rtnetlink::open().map_err(refused)?;
+    // Before the IPAM plugin is asked: undoing an ADD of an attachment that lives
+    // would release its address.
+    if host.link_by_name(&id.host_end()).map_err(refused)?.is_some() {
+        return Err(host_end_exists(&id.host_end()));
+    }
     let mtu = config.mtu.map_or_else(|| underlay_mtu(network, &mut host), Ok)?;
 
     let given = ipam.add(attachment, network)?;
@@ -56,10 +59,7 @@ struct Namespaces {
 
 impl Namespaces {
     fn open(attachment: &Attachment) -> Result<Self, Error> {
-        let path = attachment.netns.as_deref().unwrap_or(Path::new(""));
-        let pod = Netns::open(path)
-            .map_err(|e| Error::new(Code::InvalidEnvironment, format!("CNI_NETNS: {e}")))?;
-        Ok(Self { host: Netns::current().map_err(refused)?, pod })
+        Ok(Self { host: Netns::current().map_err(refused)?, pod: open_netns(attachment)? })
     }
 }
 
@@ -76,10 +76,6 @@ fn attach(
     host: &mut Rtnetlink,
 ) -> Result<Plan, Error> {
     let mut plan = Plan::new(id, config, given, mtu, random_index())?;
-    forwarding::enable(plan.has(false), plan.has(true), host)?;
-    if config.spoof_check {
-        spoof_check::ensure()?;
-    }
     let pod_name = &attachment.key.ifname;
     let inside = || make_pod_end(&mut plan, pod_name, config, namespaces);
     namespaces.pod.run(&namespaces.host, inside).map_err(refused)??;
@@ -88,7 +84,9 @@ fn attach(
         key: attachment.key.clone(),
         netns: attachment.netns.as_ref().map_or(String::new(), |path| path.display().to_string()),
     };
-    if let Err(error) = make_host_end(&plan, &alias.text(), host) {
+    let set_up =
+        prepare_host(&plan, config, host).and_then(|()| make_host_end(&plan, &alias.text(), host));
+    if let Err(error) = set_up {
         // Either end takes the other with it.
         let removed = host.request(delete(plan.index));
         return Err(match removed {
@@ -97,6 +95,13 @@ fn attach(
         });
     }
     Ok(plan)
+}
+
+/// What the host needs once for all pods. It is not undone, so it comes after what
+/// can fail for one pod alone, and before the host's end is up.
+fn prepare_host(plan: &Plan, config: &Config, host: &mut Rtnetlink) -> Result<(), Error> {
+    forwarding::enable(plan.has(false), plan.has(true), host)?;
+    if config.spoof_check { spoof_check::ensure() } else { Ok(()) }
 }
 
 /// Makes the pair and sets up the pod's end; runs inside the pod's namespace.
@@ -174,16 +179,18 @@ fn make_pair(
 
 /// Says which of the two names is taken.
 fn already_there(plan: &Plan, pod_name: &str, pod: &mut Rtnetlink, error: &kernel::Error) -> Error {
-    let in_pod = pod.link_by_name(pod_name).is_ok_and(|link| link.is_some());
-    let msg = if in_pod {
-        format!("interface {pod_name} exists in the container already ({error}); DEL first")
-    } else {
-        let name = &plan.host_name;
-        format!(
-            "the host end {name} of this attachment exists already ({error}): an ADD of the same \
-             container, interface and network was not followed by DEL"
-        )
-    };
+    if !pod.link_by_name(pod_name).is_ok_and(|link| link.is_some()) {
+        return host_end_exists(&plan.host_name);
+    }
+    let msg = format!("interface {pod_name} exists in the container already ({error}); DEL first");
+    Error::new(Code::Kernel, msg)
+}
+
+fn host_end_exists(name: &str) -> Error {
+    let msg = format!(
+        "the host end {name} of this attachment exists already: an ADD of the same container, \
+         interface and network was not followed by DEL"
+    );
     Error::new(Code::Kernel, msg)
 }
 
@@ -253,7 +260,7 @@ impl Steps {
 
 /// MTU of the link that holds this node's address, else of the default route's.
 fn underlay_mtu(network: &Network, host: &mut Rtnetlink) -> Result<u32, Error> {
-    if let Some(mtu) = node::underlay_mtu(&Source::of_ipam(network)?, host)? {
+    if let Some(mtu) = node::underlay_mtu(&network.name, &Source::of_ipam(network)?, host)? {
         return Ok(mtu);
     }
     for family in [libc::AF_INET, libc::AF_INET6] {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kernel::netlink::Socket;
 use kernel::nft::{self, Table};
@@ -274,4 +274,27 @@ fn checksum(bytes: &[u8], start: u32) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !(sum as u16)
+}
+
+/// Packets that device `device` in namespace `name` has received.
+pub(crate) fn received(name: &str, device: &str) -> u64 {
+    let statistics = within(name, || std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+    let line = statistics.lines().find_map(|line| line.trim().strip_prefix(device));
+    let columns = line.and_then(|line| line.strip_prefix(':')).expect("the device is there");
+    columns.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Waits until `reading` gives something else than `before`, and returns that.
+pub(crate) fn changed<T: PartialEq>(what: &str, before: &T, reading: impl Fn() -> T) -> T {
+    wait_for(what, || reading() != *before);
+    reading()
+}
+
+/// Waits until `happened`.
+pub(crate) fn wait_for(what: &str, happened: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !happened() {
+        assert!(start.elapsed() < Duration::from_secs(5), "{what}: nothing happens");
+        thread::yield_now();
+    }
 }

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use crate::lab::{CLUSTER, in_lab, install, run, talk};
 use crate::masquerade::Masquerade;
 
-fn list<T: std::str::FromStr>(items: &[&str]) -> Vec<T>
+pub(crate) fn list<T: std::str::FromStr>(items: &[&str]) -> Vec<T>
 where
     T::Err: std::fmt::Debug,
 {
@@ -21,7 +21,7 @@ const NATIVE: &[&str] = &["192.168.0.0/16", "10.0.0.0/8", "2001:db8::/45", "fd00
 const NODES: &[&str] = &["192.168.1.1", "192.168.2.1", "2001:db8:1::1", "2001:db8:2::1"];
 
 /// Node 1 with the tunnel.
-fn protect(native: &[&str], nodes: &[&str], exempt: &[&str]) {
+pub(crate) fn protect(native: &[&str], nodes: &[&str], exempt: &[&str]) {
     let (native, exempt): (Vec<IpNetwork>, Vec<IpNetwork>) = (list(native), list(exempt));
     let nodes: Vec<IpAddr> = list(nodes);
     let masquerade = Masquerade {

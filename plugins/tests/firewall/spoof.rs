@@ -1,6 +1,6 @@
 //! Pods that send from addresses which are not their own.
 
-use crate::lab::{counted, echo, icmp6, in_lab, inject, run, within};
+use crate::lab::{changed, counted, echo, icmp6, in_lab, inject, run, within};
 use crate::spoof_check;
 
 /// A node with two pods as the `veth` plugin makes them, an uplink with a
@@ -90,7 +90,8 @@ fn pods_send_from_their_own_addresses_only() {
             for (what, from, to) in FORGED {
                 let before = (dropped(), passed());
                 inject("pod2", &echo(from, to), 0);
-                assert_eq!((dropped(), passed()), (before.0 + 1, before.1), "{what}, {rp_filter}");
+                let after = changed(what, &before, || (dropped(), passed()));
+                assert_eq!(after, (before.0 + 1, before.1), "{what}, all.rp_filter={rp_filter}");
             }
             let before = dropped();
             for (from, to) in [
@@ -125,7 +126,8 @@ fn neighbour_discovery_passes() {
             let before = (dropped(), passed());
             let to = "ff02::1:ff00:2".parse().unwrap();
             inject("pod2", &icmp6(from.parse().unwrap(), to, &solicitation), index);
-            assert_eq!((dropped(), passed()), (before.0, before.1 + 1), "from {from}");
+            let after = changed(from, &before, || (dropped(), passed()));
+            assert_eq!(after, (before.0, before.1 + 1), "from {from}");
         }
         // What the kernels themselves exchange: resolving without a permanent
         // entry, in both directions, and a fresh address with its detection.
@@ -136,5 +138,24 @@ fn neighbour_discovery_passes() {
              ip netns exec pod2 ping -q -c1 -W2 -I fd00:1::2 fd00:1::1
              ip netns exec node ping -q -c1 -W2 fd00:1::2");
         assert_eq!(dropped(), before);
+    });
+}
+
+#[test]
+fn the_check_comes_back_after_a_flush_and_goes_when_told() {
+    in_lab(|| {
+        run("ip netns add node");
+        let list = || run("ip netns exec node nft list tables");
+        let ours = format!("table inet {}\n", spoof_check::TABLE);
+        for _ in 0..2 {
+            within("node", || spoof_check::ensure().unwrap());
+            assert_eq!(list(), ours);
+            run("ip netns exec node nft flush ruleset");
+            assert_eq!(list(), "");
+        }
+        within("node", || spoof_check::ensure().unwrap());
+        assert!(within("node", || spoof_check::remove().unwrap()));
+        assert_eq!(list(), "");
+        assert!(!within("node", || spoof_check::remove().unwrap()));
     });
 }

@@ -1,0 +1,61 @@
+//! Many calls at once, of both binaries.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+
+use serde_json::{Value, json};
+
+use crate::util::{Dir, addresses, call, ours, reference};
+
+const NETWORKS: usize = 10;
+const PODS: usize = 200;
+const WORKERS: usize = 25;
+
+fn config(dir: &Dir, network: usize) -> Value {
+    json!({
+        "cniVersion": "1.0.0", "name": format!("net{network}"), "type": "test",
+        "ipam": { "type": "host-local", "dataDir": dir.0, "ranges": [[{ "subnet": "10.1.2.0/24" }]] },
+    })
+}
+
+/// Does `job` for every pod, in `WORKERS` threads.
+fn for_all_pods(job: impl Fn(usize) + Sync) {
+    let next = Mutex::new(0..PODS);
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                loop {
+                    let Some(pod) = next.lock().unwrap().next() else { break };
+                    job(pod);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn parallel_calls_give_each_address_once() {
+    let go = reference().unwrap_or_else(ours);
+    let dir = Dir::new();
+    let given = Mutex::new(HashSet::new());
+    let program = |n: usize| if n.is_multiple_of(3) { go.clone() } else { ours() };
+    for_all_pods(|pod| {
+        let network = pod % NETWORKS;
+        let result =
+            call(&program(pod / NETWORKS), "ADD", &format!("pod{pod}"), &config(&dir, network));
+        for address in addresses(&result.unwrap()) {
+            assert!(given.lock().unwrap().insert((network, address.clone())), "{address} twice");
+        }
+    });
+    assert_eq!(given.lock().unwrap().len(), PODS);
+    for_all_pods(|pod| {
+        let config = config(&dir, pod % NETWORKS);
+        call(&program(pod / NETWORKS + 1), "DEL", &format!("pod{pod}"), &config).unwrap();
+    });
+    for network in 0..NETWORKS {
+        let leases = std::fs::read_dir(dir.0.join(format!("net{network}"))).unwrap();
+        let names = leases.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let left: Vec<_> = names.filter(|name| name.starts_with("10.")).collect();
+        assert!(left.is_empty(), "network {network}: {left:?}");
+    }
+}
