@@ -85,7 +85,8 @@ pub struct VethPair<'a> {
     /// MAC of the host's end.
     pub host_mac: MacAddress,
     /// Index of both ends: chosen by us, so that the requests that follow need
-    /// not ask for it. EBUSY where one is taken.
+    /// not ask for it. EEXIST where it is taken in the pod's namespace (`rtnl_newlink`),
+    /// EBUSY where it is on the host (`dev_index_reserve`).
     pub index: u32,
     /// MTU of both ends, bytes.
     pub mtu: u32,

@@ -87,9 +87,9 @@ pub(crate) fn survey(config: &Config, host: &mut Rtnetlink) -> Result<Survey, Er
         own: own_node,
         underlay: &underlay,
         on_link: &on_link,
-        device: index,
     };
-    let wanted = desired(inputs)?;
+    let mut wanted = desired(inputs)?;
+    wanted.place(index);
     let observed = Observed::read(device.as_ref(), config.protocol, host)?;
     let gaps = Gaps::of(&difference(&wanted, &observed, index));
     let foreign = foreign_routes(config.protocol, host)?;
