@@ -4,7 +4,7 @@
 use cluster::{Family, Map, Node, Way};
 use cni::{Code, Error};
 use ipnetwork::IpNetwork;
-use kernel::link::HOST_END_GROUP;
+use kernel::link::HOST_END_GROUPS;
 use kernel::netlink::Socket;
 use kernel::nft::{self, Table};
 
@@ -69,7 +69,7 @@ fn peer_guard(config: &Config, map: &Map, own: &Node) -> Option<Table> {
         port,
         vni: config.vni,
         device: &config.device,
-        host_ends: HOST_END_GROUP,
+        host_ends: &HOST_END_GROUPS,
         guard: config.peer_guard,
         no_track: config.no_track,
     };

@@ -168,6 +168,7 @@ fn make_pair(
             host_mac: plan.host_mac,
             index: plan.index,
             mtu: plan.mtu,
+            group: plan.group,
             host_netns: namespaces.host.as_fd(),
         };
         match pod.request(pair.message()) {
