@@ -84,10 +84,22 @@ impl Notes {
         let seal = value("seal ")?.parse().map_err(|_| bad())?;
         let directory = value("directory ")?.parse().map_err(|_| bad())?;
         let table: u64 = value("table ")?.parse().map_err(|_| bad())?;
-        if table == 0 {
+        let notes = Self { file, directory, table, boot, seal };
+        if table == 0 || !notes.is_whole()? {
             return Err(bad());
         }
-        Ok(Self { file, directory, table, boot, seal })
+        Ok(notes)
+    }
+
+    /// Whether the file has all the pages that it says it has: the verbs, DEL among
+    /// them, are not to fail over a hint, nor to ask for memory by a wrong number.
+    fn is_whole(&self) -> io::Result<bool> {
+        let pages = self.file.metadata()?.len() / PAGE as u64;
+        let has = |more: u64| {
+            let tables = self.directory.checked_add(self.table)?.checked_add(1)?;
+            Some(tables.checked_add(more)? <= pages)
+        };
+        Ok(has(0) == Some(true) && has(self.blocks()?.len() as u64) == Some(true))
     }
 
     /// Writes an index of `leases` into the empty `file`; the addresses of `blocked` are taken by
@@ -436,6 +448,27 @@ mod tests {
             file.set_len(PAGE as u64).unwrap();
             assert!(Notes::open(file).is_err(), "{junk}");
         }
+    }
+
+    #[test]
+    fn an_index_that_lacks_pages_is_refused() {
+        let (whole, max) = ("directory 1\ntable 9\n", u64::MAX);
+        for (head, bitmaps) in [
+            (format!("directory {max}\ntable 9\n"), 1),
+            (format!("directory 1\ntable {max}\n"), 1),
+            (format!("directory {}\ntable 9\n", max / PAGE as u64), 1),
+            (format!("directory 1\ntable {}\n", 1u64 << 40), 1),
+            (whole.to_owned(), 0),
+        ] {
+            let Notes { file, .. } = of(&[noted(1, true)], &[]);
+            let head = format!("{FORMAT}\nboot boot\nseal -5\n{head}");
+            file.write_all_at(head.as_bytes(), 0).unwrap();
+            file.set_len(((1 + 1 + 9 + bitmaps) * PAGE) as u64).unwrap();
+            assert!(Notes::open(file).is_err(), "{head} and {bitmaps} bitmaps");
+        }
+        let Notes { file, .. } = of(&[noted(1, true)], &[]);
+        assert_eq!(file.metadata().unwrap().len(), ((1 + 1 + 9 + 1) * PAGE) as u64);
+        assert!(Notes::open(file).is_ok(), "{whole}");
     }
 
     #[test]
