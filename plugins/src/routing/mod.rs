@@ -19,6 +19,7 @@ use cni::{AddResult, Attachment, AttachmentKey, Code, Error, Network, Plugin};
 use kernel::Rtnetlink;
 
 use crate::failure::refused;
+use crate::trace::phase;
 use config::Config;
 
 /// The plugin.
@@ -26,11 +27,14 @@ pub(crate) struct Routing;
 
 impl Plugin for Routing {
     fn add(&self, attachment: &Attachment, network: &Network) -> Result<AddResult, Error> {
+        phase("parse");
         let mut result = network.require_prev_result()?.clone();
         let config = Config::read(network)?;
         let mut host = Rtnetlink::open().map_err(refused)?;
         let mtu = sync::ensure(&config, &mut host)?;
+        phase("sync check");
         pods::adjust_attachment(attachment, &mut result, mtu, &mut host)?;
+        phase("mtu");
         Ok(result)
     }
 

@@ -18,6 +18,7 @@ use crate::failure::refused;
 use crate::forwarding;
 use crate::ipam::Ipam;
 use crate::node::{self, Source};
+use crate::trace::phase;
 
 /// Attempts at an index that no link has.
 const INDEX_ATTEMPTS: usize = 16;
@@ -26,6 +27,7 @@ const ETHERNET_MTU: u32 = 1500;
 
 /// Makes the attachment.
 pub(super) fn add(attachment: &Attachment, network: &Network) -> Result<AddResult, Error> {
+    phase("parse");
     let config = Config::read(attachment, network)?;
     let ipam = Ipam::of(network)?;
     let id = Id::of(&network.name, &attachment.key);
@@ -39,7 +41,9 @@ pub(super) fn add(attachment: &Attachment, network: &Network) -> Result<AddResul
     }
     let mtu = config.mtu.map_or_else(|| underlay_mtu(network, &mut host), Ok)?;
 
+    phase("preparation");
     let given = ipam.add(attachment, network)?;
+    phase("ipam");
     let made = attach(id, &config, &given, mtu, attachment, network, &namespaces, &mut host);
     let plan = match made {
         Ok(plan) => plan,
@@ -85,6 +89,7 @@ fn attach(
     if config.spoof_check {
         spoof_check::ensure()?;
     }
+    phase("spoof check");
     let pod_name = &attachment.key.ifname;
     let inside = || make_pod_end(&mut plan, pod_name, config, namespaces);
     namespaces.pod.run(&namespaces.host, inside).map_err(refused)??;
@@ -93,6 +98,7 @@ fn attach(
         key: attachment.key.clone(),
         netns: attachment.netns.as_ref().map_or(String::new(), |path| path.display().to_string()),
     };
+    phase("pod addresses and routes");
     if let Err(error) = make_host_end(&plan, &alias.text(), host) {
         // Either end takes the other with it.
         let removed = host.request(delete(plan.index));
@@ -101,6 +107,7 @@ fn attach(
             _ => error,
         });
     }
+    phase("host addresses and routes");
     Ok(plan)
 }
 
@@ -112,7 +119,9 @@ fn make_pod_end(
     namespaces: &Namespaces,
 ) -> Result<(), Error> {
     let mut pod = Rtnetlink::open().map_err(refused)?;
+    phase("namespace entry");
     make_pair(plan, pod_name, namespaces, &mut pod)?;
+    phase("link");
     set_up_pod_end(plan, pod_name, config, &mut pod).inspect_err(|_| {
         // The error that led here says more than one about the removal could;
         // what stays is found and removed by DEL.
@@ -222,6 +231,7 @@ fn make_host_end(plan: &Plan, alias: &str, host: &mut Rtnetlink) -> Result<(), E
     if plan.has(true) {
         sysctl::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0").map_err(refused)?;
     }
+    phase("host sysctls");
     let mut steps = Steps::default();
     let up = LinkChange { up: Some(true), alias: Some(alias), ..LinkChange::default() };
     steps.push(up.message(plan.index), || format!("ip link set {name} {}", up.words()));

@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{ChildStdin, ChildStdout};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use e2e::{Lab, NODE_MAP, Node, Running};
@@ -83,6 +85,9 @@ pub(crate) struct Executables {
     pub(crate) bare: PathBuf,
 }
 
+/// A node map younger than a second counts as changed (its time stamp proves
+/// nothing), so that every ADD would compare all of it.
+const MAP_SETTLES: Duration = Duration::from_millis(1100);
 /// Runs of a plugin whose memory is looked at.
 const MEMORY_RUNS: usize = 3;
 /// Threads that make the pods that are there all the time.
@@ -111,6 +116,7 @@ pub(crate) fn run(
         node.write_file(NODE_MAP, chain.node_map(at.nodes, at.dual).to_string())?;
         runtimes.push(Runtime::start(node, *chain, at.dual, executables)?);
     }
+    thread::sleep(MAP_SETTLES);
     for runtime in &mut runtimes {
         // A first pod finds nothing made: forwarding, device, tables, directories.
         let first = [runtime.chain.pod(0, at.dual)];
