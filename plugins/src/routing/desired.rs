@@ -67,8 +67,23 @@ pub(crate) struct Inputs<'a> {
     pub(crate) own: &'a Node,
     pub(crate) underlay: &'a Underlay,
     pub(crate) on_link: &'a OnLink,
-    /// Number of the VXLAN device; 0 while there is none.
-    pub(crate) device: u32,
+}
+
+/// Number of the VXLAN device until [`Desired::place`] tells it.
+const TO_COME: u32 = 0;
+
+impl Desired {
+    /// Puts what belongs on the VXLAN device on that of number `device`.
+    pub(crate) fn place(&mut self, device: u32) {
+        self.neighbours.iter_mut().for_each(|neighbour| neighbour.index = device);
+        self.fdb.iter_mut().for_each(|entry| entry.index = device);
+        for nexthop in self.nexthops.iter_mut().filter(|nexthop| nexthop.dev == TO_COME) {
+            nexthop.dev = device;
+        }
+        for route in self.routes.iter_mut().filter(|route| route.dev == Some(TO_COME)) {
+            route.dev = Some(device);
+        }
+    }
 }
 
 /// The policy that decides ways, as the configuration has it.
@@ -144,7 +159,8 @@ fn tunnel_mtu(config: &Config, own: &Node, underlay: &Underlay) -> Result<u32, E
     }
 }
 
-/// Everything that the kernel shall hold.
+/// Everything that the kernel shall hold. Known before the VXLAN device is there,
+/// so that what is refused is refused before anything is changed.
 pub(crate) fn desired(inputs: Inputs) -> Result<Desired, Error> {
     let Inputs { config, map, own, underlay, .. } = inputs;
     let mut state = Desired {
@@ -201,7 +217,8 @@ fn add_peer(
 }
 
 fn add_tunnel(state: &mut Desired, inputs: Inputs, peer: &Node, family: Family) {
-    let Inputs { config, own, device: index, .. } = inputs;
+    let Inputs { config, own, .. } = inputs;
+    let index = TO_COME;
     let Some(end) = peer.tunnel_end(config.underlay_family) else {
         state.notes.push(format!(
             "node {} has no {} address and is skipped: it cannot be reached through the tunnel",

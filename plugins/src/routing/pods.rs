@@ -57,17 +57,16 @@ fn adjust(link: &Link, netns: &Path, mtu: u32, host: &mut Rtnetlink) -> Result<b
 /// and in its result.
 pub(super) fn adjust_attachment(
     attachment: &Attachment,
+    pod: &Netns,
     result: &mut AddResult,
     mtu: u32,
     host: &mut Rtnetlink,
 ) -> Result<(), Error> {
-    let netns = attachment.netns.as_deref().unwrap_or(Path::new(""));
-    let pod = Netns::open(netns).map_err(refused)?;
     let home = Netns::current().map_err(refused)?;
     let name = &attachment.key.ifname;
     let inside = || set_pod_end(name, mtu);
     let Some(link) = pod.run(&home, inside).map_err(refused)?? else { return Ok(()) };
-    let host_end = host_end(&link, &pod, host)?;
+    let host_end = host_end(&link, pod, host)?;
     if let Some(host_end) = &host_end
         && host_end.mtu != mtu
     {

@@ -59,6 +59,11 @@ impl View {
         let on_link = OnLink::read(config.protocol, host)?;
         Ok(Self { loaded, own, underlay, on_link })
     }
+
+    fn inputs<'a>(&'a self, config: &'a Config) -> Inputs<'a> {
+        let Self { loaded, own, underlay, on_link } = self;
+        Inputs { config, map: &loaded.map, own, underlay, on_link }
+    }
 }
 
 /// Sees to it that the kernel is as `config` and the node map ask for, by the stamp
@@ -97,17 +102,24 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
     let mut outcome = Outcome { warnings: loaded.warnings.clone(), ..Outcome::default() };
 
     let wanted = device(config, own, underlay)?;
+    let mut state = desired(view.inputs(config))?;
     let steps = device::Steps::new(config, wanted.as_ref(), device::ours(config, host)?);
     outcome.changes.extend(steps.before_words(&underlay.name));
     if what == Do::Apply {
+        steps.check(host)?;
         forwarding::enable(has(own, Family::V4), has(own, Family::V6), host)?;
         if !steps.is_empty() {
             stamp::remove(&config.network)?;
         }
         steps.apply_before(config, host)?;
     }
-    let device = find_device(config, what, wanted.is_some(), host)?;
-    let state = converge_entries(config, &view, device.as_ref(), what, &mut outcome, host)?;
+    let device = match what {
+        Do::Plan => steps.kept().cloned(),
+        Do::Apply => find_device(config, wanted.is_some(), host)?,
+    };
+    state.place(device.as_ref().map_or(0, |link| link.index));
+    let state = &state;
+    converge_entries(config, &view, state, device.as_ref(), what, &mut outcome, host)?;
     outcome.changes.extend(steps.after_words(&underlay.name));
     if what == Do::Apply {
         steps.apply_after(config, host)?;
@@ -118,10 +130,9 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
     if what == Do::Apply {
         config.source.keep(loaded)?;
         // Looked up again: what was done to it since is part of it.
-        let device = find_device(config, what, wanted.is_some(), host)?;
+        let device = find_device(config, wanted.is_some(), host)?;
         let device = device.as_ref();
         let tables = &tables;
-        let state = &state;
         stamp::write(Facts { config, loaded, own, underlay, device, state, tables })?;
     }
     Ok(outcome)
@@ -131,27 +142,25 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
 fn converge_entries(
     config: &Config,
     view: &View,
+    state: &Desired,
     device: Option<&Link>,
     what: Do,
     outcome: &mut Outcome,
     host: &mut Rtnetlink,
-) -> Result<Desired, Error> {
-    let View { loaded, own, underlay, on_link } = view;
+) -> Result<(), Error> {
     let index = device.map_or(0, |link| link.index);
-    let inputs = Inputs { config, map: &loaded.map, own, underlay, on_link, device: index };
-    let state = desired(inputs)?;
     let observed = Observed::read(device, config.protocol, host)?;
-    let changes = difference(&state, &observed, index);
-    let name_of = namer(config, index, &underlay.name);
+    let changes = difference(state, &observed, index);
+    let name_of = namer(config, index, &view.underlay.name);
     outcome.changes.extend(changes.iter().map(|change| change.words(&name_of)));
     outcome.warnings.extend(state.notes.iter().cloned());
     outcome.pod_mtu = state.pod_mtu;
     if what == Do::Apply && !changes.is_empty() {
         stamp::remove(&config.network)?;
-        allow_ipv6(config, &state)?;
+        allow_ipv6(config, state)?;
         outcome.warnings.extend(apply(&changes, &name_of, host)?);
     }
-    Ok(state)
+    Ok(())
 }
 
 fn has(node: &Node, family: Family) -> bool {
@@ -159,18 +168,13 @@ fn has(node: &Node, family: Family) -> bool {
 }
 
 /// The VXLAN device under its name, if it is wanted.
-fn find_device(
-    config: &Config,
-    what: Do,
-    wanted: bool,
-    host: &mut Rtnetlink,
-) -> Result<Option<Link>, Error> {
+fn find_device(config: &Config, wanted: bool, host: &mut Rtnetlink) -> Result<Option<Link>, Error> {
     if !wanted {
         return Ok(None);
     }
     let link = host.link_by_name(&config.device).map_err(refused)?;
     let link = link.filter(|link| link.vxlan.is_some());
-    if link.is_none() && what == Do::Apply {
+    if link.is_none() {
         let msg = format!("VXLAN device {} vanished while it was set up", config.device);
         return Err(Error::new(Code::Kernel, msg));
     }
