@@ -81,13 +81,7 @@ pub(crate) fn survey(config: &Config, host: &mut Rtnetlink) -> Result<Survey, Er
     let device = device.filter(|link| link.vxlan.is_some());
     let index = device.as_ref().map_or(0, |link| link.index);
     let (map, own_node) = (&loaded.map, &own);
-    let inputs = Inputs {
-        config,
-        map,
-        own: own_node,
-        underlay: &underlay,
-        on_link: &on_link,
-    };
+    let inputs = Inputs { config, map, own: own_node, underlay: &underlay, on_link: &on_link };
     let mut wanted = desired(inputs)?;
     wanted.place(index);
     let observed = Observed::read(device.as_ref(), config.protocol, host)?;
