@@ -222,12 +222,14 @@ fn status_tells_missing_and_foreign_from_well() -> Result<()> {
     node.sh(
         "ip route del 10.0.2.0/24; ip route add 10.0.2.0/24 via 192.168.211.129 proto 99
              ip -6 route del fd10::/64
+             ip route add 10.0.0.0/24 via 192.168.211.129 proto 99 metric 32
              nft flush ruleset; nft add table inet fw
              nft 'add chain inet fw forward { type filter hook forward priority 0; policy drop; }'",
     )?;
     let status = json_of(node, &["status", "-o", "json"])?;
     assert_eq!(state_of(&status, "worker2", "ipv4"), "foreign");
     assert_eq!(state_of(&status, "worker2", "ipv6"), "ok");
+    assert_eq!(state_of(&status, "control-plane", "ipv4"), "ok", "a worse route is no matter");
     assert_eq!(state_of(&status, "control-plane", "ipv6"), "missing");
     assert!(status["changes"].as_array().is_some_and(|changes| changes.len() >= 3), "{status}");
     assert_eq!(status["tables"][0]["installed"], false, "{status}");
