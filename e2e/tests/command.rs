@@ -7,6 +7,9 @@ use e2e::{
 };
 use serde_json::{Value, json};
 
+/// Seconds for the answer to a ping that is to be answered, on a busy machine too.
+const PATIENCE: f32 = 10.0;
+
 const CONFLIST: &str = "/etc/cni/net.d/10-pods.conflist";
 
 fn conflist(mode: &str) -> Value {
@@ -253,16 +256,17 @@ fn the_command_against_a_firewall_lets_pods_through() -> Result<()> {
         pods.push(pod);
     }
     let node = lab.node("worker1")?;
-    let reach = |family| -> Result<bool> {
-        Ok(ping(&pods[0], pods[1].addr(family)?, &PingOptions::default())?.all())
+    let reach = |family, wait| -> Result<bool> {
+        let options = PingOptions { wait, ..PingOptions::default() };
+        Ok(ping(&pods[0], pods[1].addr(family)?, &options)?.all())
     };
-    assert!(reach(Family::V4)? && reach(Family::V6)?);
+    assert!(reach(Family::V4, PATIENCE)? && reach(Family::V6, PATIENCE)?);
     assert!(says(node, 0, &["status"])?.contains("none in the way"));
     node.sh(
         "nft add table inet fw
              nft 'add chain inet fw forward { type filter hook forward priority 0; policy drop; }'",
     )?;
-    assert!(!reach(Family::V4)? && !reach(Family::V6)?);
+    assert!(!reach(Family::V4, 1.0)? && !reach(Family::V6, 1.0)?);
     let status = json_of(node, &["status", "-o", "json"])?;
     let commands = status["firewalls"][0]["commands"].as_array().context("no commands")?;
     let commands: Vec<&str> = commands.iter().filter_map(Value::as_str).collect();
@@ -271,7 +275,7 @@ fn the_command_against_a_firewall_lets_pods_through() -> Result<()> {
         assert!(commands.iter().all(|command| text.contains(command)), "{words:?}: {text}");
     }
     node.sh(&commands.join("\n"))?;
-    assert!(reach(Family::V4)? && reach(Family::V6)?, "{commands:?}");
+    assert!(reach(Family::V4, PATIENCE)? && reach(Family::V6, PATIENCE)?, "{commands:?}");
     Ok(())
 }
 
