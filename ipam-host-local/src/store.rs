@@ -261,8 +261,9 @@ impl Store {
             .map_err(errno)
             .and_then(|()| futimens(&file, &TimeSpec::UTIME_OMIT, &seconds(self.boot.written)))
             .and_then(|()| linkat(own, NEW_LEASE, &self.dir, name, AtFlags::empty()));
-        let removed = unlinkat(own, NEW_LEASE, UnlinkatFlags::NoRemoveDir);
-        written.and(removed)
+        // The lease counts from its link on. The other name, if it stays, goes next time.
+        let _ = unlinkat(own, NEW_LEASE, UnlinkatFlags::NoRemoveDir);
+        written
     }
 
     /// Removes the lease of `address` if `holder` still has it.

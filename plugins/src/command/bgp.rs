@@ -170,7 +170,7 @@ fn speaker(request: &Request, whose: &Whose, config: &Config, map: &Map) -> Resu
                 format!("{} has no node {name:?} with addresses and pod ranges", map.origin)
             })?
         }
-        _ => node::own(map, &config.source, config.protocol, &mut host)?,
+        _ => node::own(map, &config.source, Some(config.protocol), &mut host)?,
     };
     let mut peers = request.peers.clone();
     if peers.is_empty() && *whose == Whose::ThisNode {

@@ -19,6 +19,7 @@ use anyhow::{Result, bail};
 use kernel::Rtnetlink;
 use serde_json::Value;
 
+use crate::attachment::is_host_end;
 use crate::routing::sync::{Do, Outcome, sync};
 use crate::routing::teardown::teardown;
 use crate::{node, state_dir, veth};
@@ -79,7 +80,9 @@ fn act(arguments: &Arguments) -> Result<ExitCode> {
         Action::Status => for_each(arguments, status::show),
         Action::Teardown => {
             let code = for_each(arguments, teardown_one)?;
-            if veth::remove_spoof_check()? {
+            // It belongs to the pods, and stays as long as they do.
+            let pods = Rtnetlink::open()?.links_of_kind("veth")?.iter().any(is_host_end);
+            if !pods && veth::remove_spoof_check()? {
                 println!("removed the spoof check; the next ADD brings it back");
             }
             state_dir::remove_all()?;

@@ -6,6 +6,7 @@ pub(crate) mod desired;
 pub(crate) mod device;
 mod difference;
 mod firewall;
+mod held;
 mod host;
 pub(crate) mod masquerade;
 mod observed;
@@ -19,6 +20,7 @@ pub(crate) mod teardown;
 use cni::{AddResult, Attachment, AttachmentKey, Code, Error, Network, Plugin};
 use kernel::Rtnetlink;
 
+use crate::attachment::open_netns;
 use crate::failure::refused;
 use config::Config;
 
@@ -29,9 +31,10 @@ impl Plugin for Routing {
     fn add(&self, attachment: &Attachment, network: &Network) -> Result<AddResult, Error> {
         let mut result = network.require_prev_result()?.clone();
         let config = Config::read(network)?;
+        let pod = open_netns(attachment)?;
         let mut host = Rtnetlink::open().map_err(refused)?;
         let mtu = sync::ensure(&config, &mut host)?;
-        pods::adjust_attachment(attachment, &mut result, mtu, &mut host)?;
+        pods::adjust_attachment(attachment, &pod, &mut result, mtu, &mut host)?;
         Ok(result)
     }
 

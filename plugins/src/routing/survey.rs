@@ -71,7 +71,7 @@ pub(crate) enum State {
 /// Looks at everything, changes nothing.
 pub(crate) fn survey(config: &Config, host: &mut Rtnetlink) -> Result<Survey, Error> {
     let loaded = config.source.load()?;
-    let (own, by) = node::recognise(&loaded.map, &config.source, config.protocol, host)?;
+    let (own, by) = node::recognise(&loaded.map, &config.source, Some(config.protocol), host)?;
     let underlay = underlay(config, &loaded.map, &own, host)?;
     let on_link = OnLink::read(config.protocol, host)?;
     let device = match config.tunnel_port {
@@ -87,15 +87,15 @@ pub(crate) fn survey(config: &Config, host: &mut Rtnetlink) -> Result<Survey, Er
         own: own_node,
         underlay: &underlay,
         on_link: &on_link,
-        device: index,
     };
-    let wanted = desired(inputs)?;
+    let mut wanted = desired(inputs)?;
+    wanted.place(index);
     let observed = Observed::read(device.as_ref(), config.protocol, host)?;
     let gaps = Gaps::of(&difference(&wanted, &observed, index));
     let foreign = foreign_routes(config.protocol, host)?;
     Ok(Survey {
         peers: peers(inputs, &wanted, &gaps, &foreign),
-        tables: firewall::present(&firewall::tables(config, map, own_node))?,
+        tables: firewall::present(&firewall::tables(config, map, own_node, &wanted.held))?,
         underlay: (underlay.name, underlay.mtu),
         pod_mtu: wanted.pod_mtu,
         notes: wanted.notes,
