@@ -16,7 +16,7 @@ install:
 # STEP=n shows one step.
 demo:
 	hack/need.sh iproute2 tcpdump iputils-ping
-	hack/cargo.sh run --quiet --release --package e2e --bin lab -- demo $(STEP)
+	hack/cargo.sh run --quiet --package e2e --bin lab -- demo $(STEP)
 
 test:
 	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace

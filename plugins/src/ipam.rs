@@ -107,7 +107,7 @@ impl Ipam {
 
 /// Runs `work` with `host-local` as `veth` uses it: it can tell which leases belong
 /// to interfaces that are gone.
-fn with_host_local<T>(
+pub(crate) fn with_host_local<T>(
     network: &Network,
     work: impl FnOnce(&HostLocal) -> Result<T, Error>,
 ) -> Result<T, Error> {

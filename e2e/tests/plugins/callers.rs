@@ -204,7 +204,8 @@ fn multus() -> Result<()> {
     assert_eq!([default("-4")?, default("-6")?], before, "the default route is another's");
     assert_eq!(result["ips"][0]["address"], "10.77.0.2/24", "{result}");
     for (address, family) in [("10.77.0.2", Family::V4), ("fd77::2", Family::V6)] {
-        assert!(ping(node, address.parse()?, &PingOptions::default())?.all(), "{address}");
+        let answered = ping(node, address.parse()?, &PingOptions::default())?;
+        assert!(answered.all(), "{}", answered.output);
         assert!(ping(node, pod.addr(family)?, &PingOptions::default())?.all());
     }
     // The second network's own gateway and subnet are reached by its interface.

@@ -76,6 +76,16 @@ fn peer_guard(config: &Config, map: &Map, own: &Node) -> Option<Table> {
     guard.table()
 }
 
+/// Names of the network's tables that shall be there, and whether each is.
+pub(super) fn present(wanted: &[Table]) -> Result<Vec<(String, bool)>, Error> {
+    let mut socket = Socket::netfilter().map_err(refused)?;
+    let state = |table: &Table| {
+        let installed = nft::installed(&mut socket, &table.proof()).map_err(refused)?;
+        Ok((table.name().to_owned(), installed))
+    };
+    wanted.iter().map(state).collect()
+}
+
 /// Brings the kernel's tables in line; returns the changes, for people.
 pub(super) fn converge(config: &Config, wanted: &[Table], what: Do) -> Result<Vec<String>, Error> {
     let mut socket = Socket::netfilter().map_err(refused)?;

@@ -7,11 +7,12 @@ pub(crate) mod device;
 mod difference;
 mod firewall;
 mod host;
-mod masquerade;
+pub(crate) mod masquerade;
 mod observed;
 mod peer_guard;
 mod pods;
 pub(crate) mod stamp;
+pub(crate) mod survey;
 pub(crate) mod sync;
 pub(crate) mod teardown;
 
