@@ -286,3 +286,54 @@ fn help_on(names: &[String]) -> Result<&'static str> {
         [other, ..] => bail!("{other:?} is no command; see weft help"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments> {
+        Arguments::parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn options_go_anywhere_and_both_ways() {
+        let plan = parse("plan --conf /a").expect("good");
+        assert_eq!((plan.action, plan.conf), (Action::Plan, Some(PathBuf::from("/a"))));
+        assert_eq!(parse("--conf=/a plan").expect("good").conf, Some(PathBuf::from("/a")));
+        assert!(parse("ipam -o json").expect("good").json);
+        let release = parse("ipam release c1 eth0").expect("good").action;
+        assert_eq!(release, Action::Release("c1".to_owned(), Some("eth0".to_owned())));
+        assert_eq!(
+            parse("nodes import -").expect("good").action,
+            Action::ImportNodes(nodes::Target::StandardOutput)
+        );
+    }
+
+    #[test]
+    fn bgp_is_for_this_node_a_node_or_the_router() {
+        let whose = |line| match parse(line).expect("good").action {
+            Action::ExportBgp(request) => request.whose,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(whose("export bird"), bgp::Whose::ThisNode);
+        assert_eq!(whose("export frr --router --as 65000"), bgp::Whose::Router);
+        assert_eq!(whose("export frr b --peer 10.0.0.1"), bgp::Whose::Node("b".to_owned()));
+    }
+
+    #[test]
+    fn what_no_command_takes_is_refused() {
+        for line in [
+            "",
+            "sync all",
+            "sync -o json",
+            "plan --peer 10.0.0.1",
+            "plan --conf",
+            "export",
+            "export router --router",
+            "export bird --as x",
+            "plan --conf a --conf b",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

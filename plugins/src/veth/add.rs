@@ -16,6 +16,7 @@ use crate::failure::refused;
 use crate::forwarding;
 use crate::ipam::Ipam;
 use crate::node::{self, Source};
+use crate::trace::phase;
 
 /// Attempts at an index that no link has.
 const INDEX_ATTEMPTS: usize = 16;
@@ -24,6 +25,7 @@ const ETHERNET_MTU: u32 = 1500;
 
 /// Makes the attachment.
 pub(super) fn add(attachment: &Attachment, network: &Network) -> Result<AddResult, Error> {
+    phase("parse");
     let config = Config::read(attachment, network)?;
     let ipam = Ipam::of(network)?;
     let id = Id::of(&network.name, &attachment.key);
@@ -37,7 +39,9 @@ pub(super) fn add(attachment: &Attachment, network: &Network) -> Result<AddResul
     }
     let mtu = config.mtu.map_or_else(|| underlay_mtu(network, &mut host), Ok)?;
 
+    phase("preparation");
     let given = ipam.add(attachment, network)?;
+    phase("ipam");
     let made = attach(id, &config, &given, mtu, attachment, network, &namespaces, &mut host);
     let plan = match made {
         Ok(plan) => plan,
@@ -85,6 +89,7 @@ fn attach(
         key: attachment.key.clone(),
         netns: attachment.netns.as_ref().map_or(String::new(), |path| path.display().to_string()),
     };
+    phase("pod addresses and routes");
     let set_up = prepare_host(&plan, config, host)
         .and_then(|()| make_host_end(&plan, &alias.text(), host))
         .and_then(|()| sync_carrier(&plan, &mut pod));
@@ -96,6 +101,7 @@ fn attach(
             _ => error,
         });
     }
+    phase("host addresses and routes");
     Ok(plan)
 }
 
@@ -113,7 +119,11 @@ fn remove_unfinished(host_name: &str, host: &mut Rtnetlink) {
 /// can fail for one pod alone, and before the host's end is up.
 fn prepare_host(plan: &Plan, config: &Config, host: &mut Rtnetlink) -> Result<(), Error> {
     forwarding::enable(plan.has(false), plan.has(true), host)?;
-    if config.spoof_check { spoof_check::ensure() } else { Ok(()) }
+    if config.spoof_check {
+        spoof_check::ensure()?;
+    }
+    phase("spoof check");
+    Ok(())
 }
 
 /// Makes the pair and sets up the pod's end; runs inside the pod's namespace and
@@ -125,7 +135,9 @@ fn make_pod_end(
     namespaces: &Namespaces,
 ) -> Result<Rtnetlink, Error> {
     let mut pod = Rtnetlink::open().map_err(refused)?;
+    phase("namespace entry");
     make_pair(plan, pod_name, namespaces, &mut pod)?;
+    phase("link");
     set_up_pod_end(plan, pod_name, config, &mut pod)?;
     Ok(pod)
 }
@@ -178,6 +190,7 @@ fn make_pair(
             host_mac: plan.host_mac,
             index: plan.index,
             mtu: plan.mtu,
+            group: plan.group,
             host_netns: namespaces.host.as_fd(),
         };
         match pod.request(pair.message()) {
@@ -242,6 +255,7 @@ fn make_host_end(plan: &Plan, alias: &str, host: &mut Rtnetlink) -> Result<(), E
     if plan.has(true) {
         sysctl::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0").map_err(refused)?;
     }
+    phase("host sysctls");
     let mut steps = Steps::default();
     let up = LinkChange { up: Some(true), alias: Some(alias), ..LinkChange::default() };
     steps.push(up.message(plan.index), || format!("ip link set {name} {}", up.words()));

@@ -10,13 +10,16 @@ use kernel::link::{Link, delete, delete_by_name};
 use crate::attachment::{Alias, Id, is_host_end, is_name_busy, is_unfinished};
 use crate::failure::refused;
 use crate::ipam::Ipam;
+use crate::trace::phase;
 
 /// Removes the attachment, as far as it is there.
 pub(super) fn del(attachment: &Attachment, network: &Network) -> Result<(), Error> {
+    phase("parse");
     // An IPAM plugin that is missing is no reason to leave the link.
     let ipam = Ipam::of(network);
     let id = Id::of(&network.name, &attachment.key);
     let _lock = id.lock()?;
+    phase("preparation");
     match ipam {
         Ok(ipam) if ipam.needs_link() => {
             let released = ipam.del(attachment, network);
@@ -24,7 +27,10 @@ pub(super) fn del(attachment: &Attachment, network: &Network) -> Result<(), Erro
         }
         ipam => {
             remove_link(id)?;
-            ipam?.del(attachment, network)
+            phase("link");
+            let released = ipam?.del(attachment, network);
+            phase("ipam");
+            released
         }
     }
 }
