@@ -7,10 +7,11 @@ use cluster::{Family, Map, Node};
 use cni::{Code, Error};
 use ipnetwork::IpNetwork;
 use kernel::Rtnetlink;
-use kernel::link::{HOST_END_GROUP, Link};
+use kernel::link::Link;
 use kernel::route::{Filter, Kind, Route, TABLE_MAIN};
 
 use super::config::Config;
+use crate::attachment::is_host_end;
 use crate::failure::{invalid_config, refused};
 use crate::node;
 use crate::veth::POD_ROUTE_PROTOCOL;
@@ -81,7 +82,7 @@ fn by_route_to_peers(
         let Some(dev) = way.dev.filter(|_| way.kind == Kind::Unicast) else { continue };
         let Some(link) = host.link(dev).map_err(refused)? else { continue };
         // A peer whose address lies inside a pod range of ours leads nowhere.
-        if link.group == HOST_END_GROUP || link.name == config.device {
+        if is_host_end(&link) || link.name == config.device {
             continue;
         }
         if let Some(local) = local_on(&link, own, family, host)?.or(way.src) {
@@ -120,7 +121,7 @@ fn found(link: &Link, local: IpAddr) -> Underlay {
 
 fn link_names(host: &mut Rtnetlink) -> Result<String, Error> {
     let links = host.links().map_err(refused)?;
-    let names = links.iter().filter(|link| link.group != HOST_END_GROUP && !link.loopback);
+    let names = links.iter().filter(|link| !is_host_end(link) && !link.loopback);
     Ok(names.map(|link| link.name.as_str()).collect::<Vec<_>>().join(", "))
 }
 
@@ -129,6 +130,8 @@ fn link_names(host: &mut Rtnetlink) -> Result<String, Error> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct OnLink {
     routes: HashMap<IpNetwork, NextHop>,
+    /// Metric and protocol of the first route to each destination.
+    first: HashMap<IpNetwork, (u32, u8)>,
     /// Prefix lengths in use, longest first.
     lengths: Vec<u8>,
 }
@@ -168,12 +171,25 @@ impl OnLink {
     }
 
     fn add(&mut self, route: &Route) {
+        // IPv6 reads none as the lowest precedence that a program asks for.
+        let metric = if route.dst.is_ipv6() && route.metric == 0 { 1024 } else { route.metric };
+        self.first.entry(route.dst).or_insert((metric, route.protocol));
         if route.kind == Kind::Unicast {
             let hop = NextHop { dev: route.dev, via: route.via };
             // Of several to one destination the first listed has the least metric.
             self.routes.entry(route.dst).or_insert(hop);
             self.lengths.push(route.dst.prefix());
         }
+    }
+
+    /// What to say of another program's route that takes the place of `route`.
+    pub(crate) fn shadow(&self, route: &Route) -> Option<String> {
+        let (metric, protocol) = self.first.get(&route.dst).filter(|(m, _)| *m < route.metric)?;
+        Some(format!(
+            "another program's route to {} (protocol {protocol}, metric {metric}) takes precedence \
+             over ours; remove it unless that is what you want",
+            route.dst
+        ))
     }
 
     /// Where `ip` is.
