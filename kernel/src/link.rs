@@ -90,7 +90,8 @@ pub struct VethPair<'a> {
     /// MAC of the host's end.
     pub host_mac: MacAddress,
     /// Index of both ends: chosen by us, so that the requests that follow need
-    /// not ask for it. EBUSY where one is taken.
+    /// not ask for it. EEXIST where it is taken in the pod's namespace (`rtnl_newlink`),
+    /// EBUSY where it is on the host (`dev_index_reserve`).
     pub index: u32,
     /// MTU of both ends, bytes.
     pub mtu: u32,
@@ -399,7 +400,7 @@ fn port_range(attribute: Attribute) -> (u16, u16) {
     }
 }
 
-fn parse(reply: &Reply) -> Option<Link> {
+pub(crate) fn parse(reply: &Reply) -> Option<Link> {
     if reply.kind != libc::RTM_NEWLINK {
         return None;
     }

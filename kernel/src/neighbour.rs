@@ -137,10 +137,13 @@ impl FdbEntry {
 }
 
 impl Rtnetlink {
-    /// The neighbour entries on the interface of number `index`, both families.
-    pub fn neighbours(&mut self, index: u32) -> Result<Vec<Neighbour>> {
+    /// The neighbour entries on the interface of number `index`, or on all; of
+    /// both families.
+    pub fn neighbours(&mut self, index: Option<u32>) -> Result<Vec<Neighbour>> {
         let mut message = Message::new(libc::RTM_GETNEIGH, libc::NLM_F_DUMP, &[0; NDMSG]);
-        message.attr_u32(libc::NDA_IFINDEX, index);
+        if let Some(index) = index {
+            message.attr_u32(libc::NDA_IFINDEX, index);
+        }
         let list = self.dump(&message, |reply| parse(reply)?.neighbour());
         list.map_err(|e| e.about("cannot list neighbours"))
     }
@@ -185,7 +188,7 @@ fn header(family: u8, index: u32, state: State, flags: u8) -> [u8; NDMSG] {
 }
 
 /// A message of either kind, taken apart.
-struct Parsed {
+pub(crate) struct Parsed {
     family: u8,
     index: u32,
     state: State,
@@ -194,7 +197,7 @@ struct Parsed {
     dst: Option<IpAddr>,
 }
 
-fn parse(reply: &Reply) -> Option<Parsed> {
+pub(crate) fn parse(reply: &Reply) -> Option<Parsed> {
     if reply.kind != libc::RTM_NEWNEIGH {
         return None;
     }
@@ -218,7 +221,7 @@ fn parse(reply: &Reply) -> Option<Parsed> {
 }
 
 impl Parsed {
-    fn neighbour(self) -> Option<Neighbour> {
+    pub(crate) fn neighbour(self) -> Option<Neighbour> {
         if i32::from(self.family) == libc::AF_BRIDGE {
             return None;
         }
@@ -226,7 +229,7 @@ impl Parsed {
         Some(Neighbour { index, ip: dst?, mac, state, external })
     }
 
-    fn fdb_entry(self) -> Option<FdbEntry> {
+    pub(crate) fn fdb_entry(self) -> Option<FdbEntry> {
         let Self { index, state, external, mac, dst, .. } = self;
         Some(FdbEntry { index, mac: mac?, dst, state, external })
     }

@@ -8,6 +8,7 @@ use kernel::link::LinkChange;
 use kernel::netns::Netns;
 use kernel::{Rtnetlink, sysctl};
 
+use crate::attachment::open_netns;
 use crate::failure::{check_failed, refused};
 
 /// The plugin.
@@ -51,8 +52,7 @@ impl Plugin for Loopback {
 }
 
 fn in_container<T>(attachment: &Attachment, work: impl FnOnce() -> T) -> Result<T, Error> {
-    let path = attachment.netns.as_deref().unwrap_or(std::path::Path::new(""));
-    let netns = Netns::open(path).map_err(refused)?;
+    let netns = open_netns(attachment)?;
     let home = Netns::current().map_err(refused)?;
     netns.run(&home, work).map_err(refused)
 }

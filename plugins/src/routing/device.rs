@@ -28,7 +28,6 @@ struct InPlace {
     mac: Option<kernel::MacAddress>,
     mtu: Option<u32>,
     local: Option<IpAddr>,
-    mark: Option<String>,
     up: bool,
 }
 
@@ -56,28 +55,38 @@ pub(super) struct Steps {
     before: Vec<Step>,
     /// After the entries: what is surplus goes when nothing is sent to it any more.
     after: Vec<Step>,
+    /// The device that stays, whatever it is called.
+    kept: Option<Link>,
 }
 
 impl Steps {
     /// The steps from the devices `ours` to the one wanted: pure.
     pub(super) fn new(config: &Config, wanted: Option<&VxlanDevice>, ours: Vec<Link>) -> Self {
-        let kept = wanted.and_then(|wanted| ours.iter().find(|link| can_become(link, wanted)));
+        let kept =
+            wanted.and_then(|wanted| ours.iter().find(|link| can_become(config, link, wanted)));
         let surplus = ours.iter().filter(|link| kept.is_none_or(|kept| kept.index != link.index));
         let surplus: Vec<Step> = surplus.cloned().map(Step::Delete).collect();
-        match (wanted, kept) {
-            (None, _) => Self { before: Vec::new(), after: surplus },
+        let (before, after) = match (wanted, kept) {
+            (None, _) => (Vec::new(), surplus),
             // Name, address or port may be what the new device needs.
             (Some(wanted), None) => {
                 let create = Step::Create(wanted.clone());
-                Self { before: surplus.into_iter().chain([create]).collect(), after: Vec::new() }
+                (surplus.into_iter().chain([create]).collect(), Vec::new())
             }
             (Some(wanted), Some(link)) => {
-                let change = in_place(config, link, wanted);
+                let change = in_place(link, wanted);
                 let changes = change != InPlace::default();
                 let change = changes.then(|| Step::Change(link.clone(), change));
-                Self { before: surplus.into_iter().chain(change).collect(), after: Vec::new() }
+                (surplus.into_iter().chain(change).collect(), Vec::new())
             }
-        }
+        };
+        let kept = kept.cloned();
+        Self { before, after, kept }
+    }
+
+    /// The device that stays; none where it is made anew, or gone.
+    pub(super) fn kept(&self) -> Option<&Link> {
+        self.kept.as_ref()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -94,6 +103,25 @@ impl Steps {
         self.after.iter().flat_map(|step| step.words(underlay)).collect()
     }
 
+    /// Fails if another program's device is in the way, before a step is taken: what
+    /// works must not go for something that cannot be made.
+    pub(super) fn check(&self, host: &mut Rtnetlink) -> Result<(), Error> {
+        let goes = |link: &Link| {
+            let is_it = |step: &Step| matches!(step, Step::Delete(l) if l.index == link.index);
+            self.before.iter().any(is_it)
+        };
+        for step in &self.before {
+            match step {
+                Step::Delete(_) => {}
+                Step::Create(device) => refuse_clash(device, goes, host)?,
+                Step::Change(_, change) => {
+                    change.name.iter().try_for_each(|name| refuse_taken_name(name, goes, host))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Takes the steps before the entries.
     pub(super) fn apply_before(&self, config: &Config, host: &mut Rtnetlink) -> Result<(), Error> {
         self.before.iter().try_for_each(|step| step.apply(config, host))
@@ -105,9 +133,13 @@ impl Steps {
     }
 }
 
-/// Whether `link` differs from `wanted` only in what can change live.
-fn can_become(link: &Link, wanted: &VxlanDevice) -> bool {
-    let Some(have) = &link.vxlan else { return false };
+/// Whether `link` differs from `wanted` only in what can change live. The mark is the
+/// last thing that a device gets: one without was never finished, for whoever
+/// made it was killed, or is another's of our name.
+fn can_become(config: &Config, link: &Link, wanted: &VxlanDevice) -> bool {
+    let Some(have) = link.vxlan.as_ref().filter(|_| link.alias == Some(mark(config))) else {
+        return false;
+    };
     let want = &wanted.settings;
     let same_family = match (have.local, want.local) {
         (Some(have), Some(want)) => have.is_ipv4() == want.is_ipv4(),
@@ -117,15 +149,13 @@ fn can_become(link: &Link, wanted: &VxlanDevice) -> bool {
     same_family && fixed(have) == fixed(want) && have.underlay == want.underlay
 }
 
-fn in_place(config: &Config, link: &Link, wanted: &VxlanDevice) -> InPlace {
+fn in_place(link: &Link, wanted: &VxlanDevice) -> InPlace {
     let have_local = link.vxlan.as_ref().and_then(|vxlan| vxlan.local);
-    let mark = mark(config);
     InPlace {
         name: (link.name != wanted.name).then(|| wanted.name.clone()),
         mac: (link.mac != Some(wanted.mac)).then_some(wanted.mac),
         mtu: (link.mtu != wanted.mtu).then_some(wanted.mtu),
         local: wanted.settings.local.filter(|_| have_local != wanted.settings.local),
-        mark: (link.alias.as_ref() != Some(&mark)).then_some(mark),
         up: !link.up,
     }
 }
@@ -182,7 +212,6 @@ impl InPlace {
             mac: self.mac,
             mtu: self.mtu,
             vxlan_local: self.local,
-            alias: self.mark.as_deref(),
             up: (self.up || self.name.is_some()).then_some(true),
             ..LinkChange::default()
         };
@@ -204,18 +233,13 @@ pub(super) fn remove(link: &Link, host: &mut Rtnetlink) -> Result<(), Error> {
 }
 
 fn create(device: &VxlanDevice, config: &Config, host: &mut Rtnetlink) -> Result<(), Error> {
-    refuse_clash(device, host)?;
     host.request(device.message())
         .map_err(|e| refused(e.about(format_args!("cannot make VXLAN device {}", device.name))))?;
     let set_up = |host: &mut Rtnetlink| -> Result<(), Error> {
         let Some(link) = host.link_by_name(&device.name).map_err(refused)? else {
             return Err(Error::new(Code::Kernel, format!("link {} vanished", device.name)));
         };
-        let accept_ra = format!("net/ipv6/conf/{}/accept_ra", device.name);
-        // Absent where the kernel has no IPv6.
-        if sysctl::get(&accept_ra).map_err(refused)?.is_some() {
-            // A peer's pod could otherwise advertise itself as this node's router.
-            sysctl::set(&accept_ra, "0").map_err(refused)?;
+        if refuse_advertisements(&device.name)? {
             // Peers send to the address derived from the MAC, whatever addr_gen_mode
             // is by default.
             set(LinkChange { no_link_local: true, ..LinkChange::default() }, &link, host)?;
@@ -232,6 +256,17 @@ fn create(device: &VxlanDevice, config: &Config, host: &mut Rtnetlink) -> Result
     })
 }
 
+/// Keeps the device from taking a peer's pod, which could advertise itself, for
+/// this node's router. False where the kernel has no IPv6.
+pub(super) fn refuse_advertisements(name: &str) -> Result<bool, Error> {
+    let key = format!("net/ipv6/conf/{name}/accept_ra");
+    let there = sysctl::get(&key).map_err(refused)?.is_some();
+    if there {
+        sysctl::set(&key, "0").map_err(refused)?;
+    }
+    Ok(there)
+}
+
 fn set(change: LinkChange, link: &Link, host: &mut Rtnetlink) -> Result<(), Error> {
     host.request(change.message(link.index)).map_err(|e| {
         refused(e.about(format_args!("`ip link set {} {}` failed", link.name, change.words())))
@@ -240,18 +275,12 @@ fn set(change: LinkChange, link: &Link, host: &mut Rtnetlink) -> Result<(), Erro
 
 /// Two devices cannot share VNI, port and family (`vxlan_vni_in_use`), nor one
 /// port with a device that takes every VNI; the kernel's error names neither.
-fn refuse_clash(device: &VxlanDevice, host: &mut Rtnetlink) -> Result<(), Error> {
-    if let Some(link) = host.link_by_name(&device.name).map_err(refused)? {
-        return Err(Error::new(
-            Code::InvalidConfig,
-            format!(
-                "device: {} is the name of another interface of this host (MAC {}); set device to \
-                 another name",
-                link.name,
-                link.mac.as_ref().map_or("none".to_owned(), format_mac)
-            ),
-        ));
-    }
+fn refuse_clash(
+    device: &VxlanDevice,
+    goes: impl Fn(&Link) -> bool,
+    host: &mut Rtnetlink,
+) -> Result<(), Error> {
+    refuse_taken_name(&device.name, &goes, host)?;
     let want = &device.settings;
     let clashes = |have: &Vxlan| {
         let same_family =
@@ -259,7 +288,8 @@ fn refuse_clash(device: &VxlanDevice, host: &mut Rtnetlink) -> Result<(), Error>
         have.port == want.port && same_family && (have.external || have.vni == want.vni)
     };
     let devices = host.links_of_kind("vxlan").map_err(refused)?;
-    match devices.iter().find(|link| link.vxlan.as_ref().is_some_and(clashes)) {
+    let others = devices.iter().filter(|link| !goes(link));
+    match others.into_iter().find(|link| link.vxlan.as_ref().is_some_and(clashes)) {
         None => Ok(()),
         Some(link) => Err(Error::new(
             Code::InvalidConfig,
@@ -270,4 +300,19 @@ fn refuse_clash(device: &VxlanDevice, host: &mut Rtnetlink) -> Result<(), Error>
             ),
         )),
     }
+}
+
+fn refuse_taken_name(
+    name: &str,
+    goes: impl Fn(&Link) -> bool,
+    host: &mut Rtnetlink,
+) -> Result<(), Error> {
+    let link = host.link_by_name(name).map_err(refused)?;
+    let Some(link) = link.filter(|link| !goes(link)) else { return Ok(()) };
+    let mac = link.mac.as_ref().map_or("none".to_owned(), format_mac);
+    let msg = format!(
+        "device: {name} is the name of another interface of this host (MAC {mac}); set device to \
+         another name"
+    );
+    Err(Error::new(Code::InvalidConfig, msg))
 }
