@@ -155,7 +155,7 @@ pub(crate) fn own(
     seen.own_ranges = &ranges;
     match own_node(map, &seen) {
         Ok(own) => Ok(own.node.clone()),
-        Err(OwnError::Quarantined { node, text }) if confirms(&ranges, &node) => {
+        Err(OwnError::Quarantined { node, text }) if confirms(&ranges, &node, protocol) => {
             log::warn!("{text}; it is used as it stands while the kernel has its own-range route");
             Ok(*node)
         }
@@ -163,8 +163,13 @@ pub(crate) fn own(
     }
 }
 
-fn confirms(ranges: &[IpNetwork], node: &Node) -> bool {
-    !node.pod_ranges.is_empty() && node.pod_ranges.iter().all(|range| ranges.contains(range))
+/// Whether the own-range routes are those of the record: all of it, and where the
+/// routes are of one network alone, nothing beside, for a range that can no longer
+/// be read would be taken away.
+fn confirms(ranges: &[IpNetwork], node: &Node, protocol: Option<u8>) -> bool {
+    let known = node.pod_ranges.iter().all(|range| ranges.contains(range));
+    let whole = protocol.is_none() || ranges.iter().all(|range| node.pod_ranges.contains(range));
+    !node.pod_ranges.is_empty() && known && whole
 }
 
 fn not_told(error: &OwnError) -> Error {
