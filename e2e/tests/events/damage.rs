@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use crate::stage::{DEADLINE, Stage, TRIGGERS, Trigger};
+use crate::stage::{DEADLINE, Stage, TRIGGERS, Trigger, difference};
 
 /// worker1, the node that is damaged.
 const HIT: usize = 1;
@@ -67,7 +67,7 @@ fn what_a_node_loses_comes_back_by_every_trigger() -> Result<()> {
             ensure!(gap < ONE_RETRANSMISSION, "{}: others stalled {gap:?}", context());
             ensure!(stage.is_converged(HIT)?, "{}: not whole", context());
             let now = stage.state(HIT, &["weft.1"])?;
-            ensure!(now == whole, "{}: was\n{whole}\nis\n{now}", context());
+            ensure!(now == whole, "{}:\n{}", context(), difference(&whole, &now));
         }
     }
     Ok(())

@@ -178,3 +178,13 @@ impl Stage {
         self.node(index).sh(&format!("{script}exit 0\n"))
     }
 }
+
+/// The lines in which two states differ.
+pub(crate) fn difference(wanted: &str, found: &str) -> String {
+    let lacks = |of: &str, line: &str| !of.lines().any(|other| other == line);
+    let missing =
+        wanted.lines().filter(|line| lacks(found, line)).map(|line| format!("- {line}\n"));
+    let surplus =
+        found.lines().filter(|line| lacks(wanted, line)).map(|line| format!("+ {line}\n"));
+    missing.chain(surplus).collect()
+}
