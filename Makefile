@@ -16,20 +16,22 @@ install:
 # STEP=n shows one step.
 demo:
 	hack/need.sh iproute2 tcpdump iputils-ping
-	hack/cargo.sh run --quiet --release --package e2e --bin lab -- demo $(STEP)
+	hack/cargo.sh run --quiet --package e2e --bin lab -- demo $(STEP)
 
 test:
-	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace
+	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace bird2 frr
 	hack/cargo.sh test --workspace
 
 # Long runs at full count.
 soak:
-	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace
+	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace bird2 frr
 	WEFT_SOAK=1 hack/cargo.sh test --workspace
 
+# What a pod costs, beside the reference plugins. BENCH="--full --write docs/performance.md"
+# makes the run that the documentation holds; BENCH=help lists parts and options.
 bench:
-	hack/need.sh iproute2 nftables containernetworking-plugins
-	hack/cargo.sh run --quiet --release --package e2e --bin bench
+	hack/need.sh iproute2 iptables containernetworking-plugins
+	hack/cargo.sh run --quiet --release --package e2e --bin bench -- $(BENCH)
 
 check:
 	cargo fmt --all --check

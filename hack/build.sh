@@ -1,9 +1,13 @@
 #!/bin/sh
-# Builds the release executable as one static file and prints its path.
+# Builds a release executable as one static file and prints its path: that of
+# weft, or of PACKAGE's BINARY.
+#
+# usage: build.sh [PACKAGE BINARY]
 #
 # musl starts in less than half the time of static glibc, so it is taken where
 # rustup has the target or can add it; the build never fails for want of it.
 set -eu
+package=${1:-weft} binary=${2:-weft}
 cd "$(dirname "$0")/.."
 
 machine=$(rustc -vV | sed -n 's/^host: \([^-]*\)-.*/\1/p')
@@ -27,5 +31,5 @@ fi
 # Addresses fixed at link time save the loader's relocation at every start.
 flags="-C target-feature=+crt-static -C relocation-model=static"
 
-RUSTFLAGS="${RUSTFLAGS:-} $flags" cargo build --quiet --release --target "$target" --package weft >&2
-echo "${CARGO_TARGET_DIR:-target}/$target/release/weft"
+RUSTFLAGS="${RUSTFLAGS:-} $flags" cargo build --quiet --release --target "$target" --package "$package" --bin "$binary" >&2
+echo "${CARGO_TARGET_DIR:-target}/$target/release/$binary"

@@ -31,6 +31,7 @@
 mod bins;
 mod capture;
 mod chain;
+mod cluster;
 mod holder;
 mod lab;
 mod packet;
@@ -44,6 +45,7 @@ mod wait;
 pub use bins::weft_bin_dir;
 pub use capture::Capture;
 pub use chain::{Chain, CniError, Invocation, RESULTS, Runtime};
+pub use cluster::{Cluster, conf, with_routing_keys};
 pub use holder::permitted;
 pub use lab::{Lab, NODE_MAP, Node};
 pub use packet::{

@@ -1,5 +1,7 @@
 //! `lab`: nodes, router and pods on this machine, to try things by hand.
 
+mod demo;
+
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -18,6 +20,7 @@ usage:
   lab exec NODE[/POD] [-- COMMAND...] inside `lab run`: run COMMAND or a shell on a node
   lab pod NODE NAME                   inside `lab run`: make a pod's network namespace
   lab topology                        inside `lab run`: print the topology again
+  lab demo [STEP]                     the lesson, with pods and real captures, or one step of it
   lab help                            this text
 
 options of run:
@@ -43,6 +46,10 @@ fn main() -> ExitCode {
         ["run", ref rest @ ..] => run(rest),
         ["exec", node, ref rest @ ..] => exec(node, rest),
         ["pod", node, name] => make_pod(node, name),
+        ["demo"] => demo::run(None).map(|()| ExitCode::SUCCESS),
+        ["demo", step] => {
+            parse_step(step).and_then(|step| demo::run(Some(step))).map(|()| ExitCode::SUCCESS)
+        }
         ["topology"] => Inside::find().map(|inside| inside.print()),
         [] | ["help" | "--help" | "-h", ..] => {
             print!("{HELP}");
@@ -54,6 +61,10 @@ fn main() -> ExitCode {
         eprintln!("lab: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+fn parse_step(step: &str) -> Result<usize> {
+    step.parse().with_context(|| format!("demo {step}: not the number of a step"))
 }
 
 /// Builds the lab, runs the command with the lab in its environment, and ends it.

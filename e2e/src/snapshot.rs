@@ -57,10 +57,11 @@ const SYSCTLS: &str =
 const DIRECTORIES: [&str; 5] = ["/run/weft", "/run/netns", "/var/lib/cni", "/etc/weft", "/etc/cni"];
 
 /// Keys whose values change by themselves, or tell the order of things made since gone.
-const VOLATILE: [&str; 14] = [
+const VOLATILE: [&str; 15] = [
     // Set by the kernel some time after the flags, which tell the same (net/core/link_watch.c).
     "operstate",
     "handle",
+    "ifindex",
     "metainfo",
     "bytes",
     "packets",
@@ -165,8 +166,13 @@ fn keep(section: Section, entry: &Value) -> bool {
     match section {
         Section::Fdb => !is_empty && entry["state"] == "permanent" && !is_multicast(entry),
         Section::Nftables => entry.get("metainfo").is_none(),
-        // Routes that the kernel learned from elsewhere and will forget.
-        Section::Routes => !is_empty && entry.get("expires").is_none(),
+        // Routes that the kernel learned from elsewhere and will forget, and those of
+        // link-local addresses, which appear when duplicate address detection is over.
+        Section::Routes => {
+            let link_local = entry["table"] == "local"
+                && entry["dst"].as_str().is_some_and(|dst| dst.starts_with("fe80:"));
+            !is_empty && entry.get("expires").is_none() && !link_local
+        }
         _ => !is_empty,
     }
 }

@@ -34,11 +34,13 @@ pub(crate) fn lock(file: File, path: &str, wait: Wait) -> Result<Option<File>, E
     let Wait::AtMost(time) = wait else { return Ok(None) };
     let inode = file.metadata().map(|meta| meta.ino()).ok();
     let (send, receive) = mpsc::channel();
-    std::thread::spawn(move || {
+    let waiter = move || {
         let outcome = lock_uninterrupted(&file).map(|()| file);
-        // Nobody listens any more: the file and the lock go.
+        // Where nobody listens any more, the file and the lock go.
         let _ = send.send(outcome);
-    });
+    };
+    let started = std::thread::Builder::new().spawn(waiter);
+    started.map_err(|error| cannot_lock(path, &error))?;
     match receive.recv_timeout(time) {
         Ok(Ok(file)) => Ok(Some(file)),
         Ok(Err(error)) => Err(cannot_lock(path, &error)),

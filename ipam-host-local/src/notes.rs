@@ -63,6 +63,8 @@ pub(crate) struct Notes {
     file: File,
     directory: u64,
     table: u64,
+    /// Blocks that have a bitmap, in the order of the bitmaps.
+    blocks: Vec<u128>,
     /// The boot in which the file was made.
     pub(crate) boot: String,
     /// Modification time of the lease directory while the notes are complete.
@@ -82,12 +84,18 @@ impl Notes {
         let mut value = |key| lines.next().and_then(|line| line.strip_prefix(key)).ok_or_else(bad);
         let boot = value("boot ")?.to_owned();
         let seal = value("seal ")?.parse().map_err(|_| bad())?;
-        let directory = value("directory ")?.parse().map_err(|_| bad())?;
+        let directory: u64 = value("directory ")?.parse().map_err(|_| bad())?;
         let table: u64 = value("table ")?.parse().map_err(|_| bad())?;
-        if table == 0 {
+        let length = file.metadata()?.len();
+        if table == 0 || directory == 0 || directory.max(table) > length / PAGE as u64 {
             return Err(bad());
         }
-        Ok(Self { file, directory, table, boot, seal })
+        let mut notes = Self { file, directory, table, blocks: Vec::new(), boot, seal };
+        notes.blocks = notes.read_blocks()?;
+        if notes.bitmap_at(notes.blocks.len()) != length {
+            return Err(bad());
+        }
+        Ok(notes)
     }
 
     /// Writes an index of `leases` into the empty `file`; the addresses of `blocked` are taken by
@@ -105,7 +113,7 @@ impl Notes {
         blocks.dedup();
         // Room to double before it is made anew.
         let directory = (blocks.len() * 2).div_ceil(ENTRIES).max(1);
-        let table = (leases.len() * 2).div_ceil(SLOTS) + 8;
+        let table = (leases.len() * 2).div_ceil(SLOTS) + 1;
         let mut image = Image::new(directory, table, blocks.len());
         let head =
             format!("{FORMAT}\nboot {boot}\nseal {seal}\ndirectory {directory}\ntable {table}\n");
@@ -123,7 +131,7 @@ impl Notes {
         }
         file.write_all_at(&image.bytes, 0)?;
         let (directory, table) = (directory as u64, table as u64);
-        Ok(Self { file, directory, table, boot: boot.to_owned(), seal })
+        Ok(Self { file, directory, table, blocks, boot: boot.to_owned(), seal })
     }
 
     /// Addresses of leases whose content may have `hash`.
@@ -143,7 +151,7 @@ impl Notes {
     }
 
     /// Notes a lease. `false` if the index is too full and should be made anew.
-    pub(crate) fn insert(&self, lease: &Noted) -> io::Result<bool> {
+    pub(crate) fn insert(&mut self, lease: &Noted) -> io::Result<bool> {
         if !self.set_taken(lease.address, true)? {
             return Ok(false);
         }
@@ -160,7 +168,7 @@ impl Notes {
     }
 
     /// Forgets the lease of `address` whose content has `hash`.
-    pub(crate) fn remove(&self, hash: u64, address: IpAddr) -> io::Result<()> {
+    pub(crate) fn remove(&mut self, hash: u64, address: IpAddr) -> io::Result<()> {
         self.set_taken(address, false)?;
         for page in self.probe(hash) {
             let bytes = self.table_page(page)?;
@@ -188,11 +196,10 @@ impl Notes {
     /// The first address of `stretch` that is neither taken nor the gateway.
     pub(crate) fn first_free(&self, stretch: &Stretch<'_>) -> io::Result<Option<IpAddr>> {
         let gateway = number(stretch.range.gateway);
-        let blocks = self.blocks()?;
         let mut at = stretch.from;
         while at <= stretch.to {
             let last = stretch.to.min(at | ((1 << BLOCK_BITS) - 1));
-            let free = match blocks.iter().position(|block| *block == at >> BLOCK_BITS) {
+            let free = match self.bitmap_of(at >> BLOCK_BITS) {
                 Some(i) => first_clear(&self.bitmap(i)?, at, last, gateway),
                 None if at != gateway => Some(at),
                 None => at.checked_add(1).filter(|next| *next <= last),
@@ -211,7 +218,7 @@ impl Notes {
         let (start, end) = (number(range.start), number(range.end));
         let mut count = 0;
         let mut gateway_counted = !range.contains(range.gateway);
-        for (i, block) in self.blocks()?.into_iter().enumerate() {
+        for (i, block) in self.blocks.iter().enumerate() {
             let first = block << BLOCK_BITS;
             let last = first | ((1 << BLOCK_BITS) - 1);
             if last < start || end < first {
@@ -227,24 +234,24 @@ impl Notes {
 
     /// Whether `address` is taken.
     pub(crate) fn is_taken(&self, address: IpAddr) -> io::Result<bool> {
-        match self.blocks()?.iter().position(|taken| *taken == block(address)) {
+        match self.bitmap_of(block(address)) {
             Some(i) => Ok(is_set(&self.bitmap(i)?, bit(number(address)))),
             None => Ok(false),
         }
     }
 
     /// Notes whether `address` is taken. `false` if the directory is full.
-    pub(crate) fn set_taken(&self, address: IpAddr, taken: bool) -> io::Result<bool> {
+    pub(crate) fn set_taken(&mut self, address: IpAddr, taken: bool) -> io::Result<bool> {
         let wanted = block(address);
-        let blocks = self.blocks()?;
-        let i = match blocks.iter().position(|block| *block == wanted) {
+        let i = match self.bitmap_of(wanted) {
             Some(i) => i,
-            None if blocks.len() == self.directory as usize * ENTRIES => return Ok(false),
+            None if self.blocks.len() == self.directory as usize * ENTRIES => return Ok(false),
             None => {
-                let i = blocks.len();
+                let i = self.blocks.len();
                 self.file.write_all_at(&[0; PAGE], self.bitmap_at(i))?;
                 let entry_at = PAGE + i * ENTRY;
                 self.file.write_all_at(&(wanted + 1).to_le_bytes(), entry_at as u64)?;
+                self.blocks.push(wanted);
                 i
             }
         };
@@ -279,7 +286,11 @@ impl Notes {
         read_page(&self.file, self.bitmap_at(i))
     }
 
-    fn blocks(&self) -> io::Result<Vec<u128>> {
+    fn bitmap_of(&self, block: u128) -> Option<usize> {
+        self.blocks.iter().position(|have| *have == block)
+    }
+
+    fn read_blocks(&self) -> io::Result<Vec<u128>> {
         let mut bytes = vec![0; self.directory as usize * PAGE];
         self.file.read_exact_at(&mut bytes, PAGE as u64)?;
         let entries = bytes.chunks_exact(ENTRY).map(|entry| u128::from_le_bytes(array(entry)));
@@ -439,21 +450,48 @@ mod tests {
     }
 
     #[test]
+    fn an_index_that_lacks_pages_is_refused() {
+        let max = u64::MAX;
+        let whole = of(&[noted(1, true)], &[]);
+        let (directory, table) = (whole.directory, whole.table);
+        let length = whole.file.metadata().unwrap().len();
+        for (directory, table, length) in [
+            (max, table, length),
+            (directory, max, length),
+            (max / PAGE as u64, table, length),
+            (directory, 1 << 40, length),
+            (directory, table, length - PAGE as u64),
+        ] {
+            let Notes { file, .. } = of(&[noted(1, true)], &[]);
+            let head =
+                format!("{FORMAT}\nboot boot\nseal -5\ndirectory {directory}\ntable {table}\n");
+            file.write_all_at(head.as_bytes(), 0).unwrap();
+            file.set_len(length).unwrap();
+            assert!(Notes::open(file).is_err(), "{head} in {length} bytes");
+        }
+        assert!(Notes::open(whole.file).is_ok());
+    }
+
+    #[test]
     fn a_full_table_asks_to_be_made_anew_and_loses_nothing() {
-        let notes = empty();
+        let mut notes = empty();
         let leases: Vec<_> = (0..5000).map(|n| Noted { hash: 3, ..noted(n, true) }).collect();
         let fit = leases.iter().take_while(|lease| notes.insert(lease).unwrap()).count();
-        assert_eq!(fit, PROBES as usize * SLOTS);
+        assert_eq!(fit, SLOTS, "an empty index has a table of one page");
         assert_eq!(notes.find(3).unwrap().len(), fit);
-        let anew = of(&leases, &[]);
+        let mut anew = of(&leases, &[]);
         assert_eq!(anew.find(3).unwrap().len(), leases.len());
+        // One hash for all of them: too much for the pages that a lookup should read.
+        assert!(!anew.insert(&Noted { hash: 3, ..noted(9000, true) }).unwrap());
+        assert!(anew.insert(&Noted { hash: 50, ..noted(9001, true) }).unwrap());
     }
 
     #[test]
     fn a_full_directory_asks_to_be_made_anew() {
-        let notes = empty();
+        let mut notes = empty();
         let spread = |n: u128| Noted { address: from_number(n << 20, false), ..noted(n, false) };
-        let fit = (1..1000).map(spread).take_while(|lease| notes.insert(lease).unwrap()).count();
+        let mut fits = |n: &u128| notes.set_taken(spread(*n).address, true).unwrap();
+        let fit = (1..1000).take_while(&mut fits).count();
         assert_eq!(fit, ENTRIES);
         let leases: Vec<_> = (1..1000).map(spread).collect();
         assert_eq!(of(&leases, &[]).all().unwrap().len(), 999);
@@ -463,7 +501,7 @@ mod tests {
         /// Whatever comes and goes, the index answers as a plain map does.
         #[test]
         fn answers_as_a_map(steps in vec((0u128..40, any::<bool>(), any::<bool>()), 0..120), gateway in 0u128..45) {
-            let notes = empty();
+            let mut notes = empty();
             let mut map: BTreeMap<IpAddr, Noted> = BTreeMap::new();
             for (n, ipv4, insert) in steps {
                 let lease = noted(n, ipv4);

@@ -150,7 +150,7 @@ impl RangeSet {
     /// Stretches of addresses in the order in which they are tried: from the one
     /// after `last` on, through the other ranges, round to `last` itself. Without
     /// `last`, or where it lies in no range, from the start of the first.
-    pub fn round_robin(&self, last: Option<IpAddr>) -> Vec<Stretch<'_>> {
+    pub(crate) fn round_robin(&self, last: Option<IpAddr>) -> Vec<Stretch<'_>> {
         let at = last.and_then(|last| {
             let i = self.ranges.iter().position(|range| range.contains(last))?;
             Some((i, number(last)))
@@ -181,18 +181,18 @@ impl fmt::Display for RangeSet {
 
 /// Neighbouring addresses of one range, as numbers, both ends included.
 #[derive(Clone, Copy, Debug)]
-pub struct Stretch<'a> {
+pub(crate) struct Stretch<'a> {
     /// The range that they belong to.
-    pub range: &'a Range,
+    pub(crate) range: &'a Range,
     /// First address.
-    pub from: u128,
+    pub(crate) from: u128,
     /// Last address.
-    pub to: u128,
+    pub(crate) to: u128,
 }
 
 impl Stretch<'_> {
     /// The address with this number.
-    pub fn address(&self, number: u128) -> IpAddr {
+    pub(crate) fn address(&self, number: u128) -> IpAddr {
         from_number(number, self.range.start.is_ipv4())
     }
 }

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, Metadata};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -106,8 +106,7 @@ pub(crate) struct Held {
     pub(crate) address: IpAddr,
     pub(crate) holder: Holder,
     pub(crate) origin: Origin,
-    /// Time since it was linked into the directory, by the wall clock: to be shown,
-    /// never acted on.
+    /// Time since it was made, by the wall clock: to be shown, never acted on.
     pub(crate) age: Option<Duration>,
 }
 
@@ -160,36 +159,18 @@ impl Store {
         let Some(lock) = lock(file, &lock_path, wait)? else { return Ok(None) };
         let own = own_directory(&dir);
         let old = own.as_ref().ok().and_then(open_index);
-        let store = match old {
-            Some(notes) if notes.boot == boot.id && is_sealed(&dir, &notes) => Self {
-                path: path.to_owned(),
-                dir,
-                own,
-                boot,
-                notes,
-                kept: true,
-                intact: true,
-                changed: false,
-                _lock: lock,
-            },
+        let (notes, kept, changed) = match old {
+            Some(notes) if notes.boot == boot.id && is_sealed(&dir, &notes) => (notes, true, false),
             old => {
                 let scan = scan(&dir, &boot, old.as_ref())
                     .map_err(|error| failed("read the lease directory", &error))?;
                 let (notes, kept) = write_notes(&own, &boot, &scan)
                     .map_err(|error| failed("index the lease directory", &error))?;
-                Self {
-                    path: path.to_owned(),
-                    dir,
-                    own,
-                    boot,
-                    notes,
-                    kept,
-                    intact: true,
-                    changed: true,
-                    _lock: lock,
-                }
+                (notes, kept, true)
             }
         };
+        let path = path.to_owned();
+        let store = Self { path, dir, own, boot, notes, kept, intact: true, changed, _lock: lock };
         Ok(Some(store))
     }
 
@@ -216,21 +197,26 @@ impl Store {
 
     fn held(&mut self, holder: &Holder) -> Result<Vec<IpAddr>, Error> {
         let Some(hash) = holder.hash() else { return Ok(Vec::new()) };
-        for _ in 0..2 {
-            let found = self.notes.find(hash).map_err(|error| self.index_error(&error))?;
-            let mut right = Vec::new();
-            for address in &found {
-                if self.read(*address)?.is_some_and(|held| held.holder == *holder) {
-                    right.push(*address);
-                }
-            }
-            if right.len() == found.len() {
-                return Ok(right);
-            }
-            // Somebody has been here without touching the directory's times.
-            self.rescan()?;
+        let (right, all) = self.read_noted(hash, holder)?;
+        if all {
+            return Ok(right);
         }
-        Ok(Vec::new())
+        // Somebody has been here without touching the directory's times.
+        self.rescan()?;
+        self.read_noted(hash, holder).map(|(right, _)| right)
+    }
+
+    /// The addresses noted under `hash` that `holder` does hold, and whether that is all of them.
+    fn read_noted(&self, hash: u64, holder: &Holder) -> Result<(Vec<IpAddr>, bool), Error> {
+        let found = self.notes.find(hash).map_err(|error| self.index_error(&error))?;
+        let mut right = Vec::new();
+        for address in &found {
+            if self.read(*address)?.is_some_and(|held| held.holder == *holder) {
+                right.push(*address);
+            }
+        }
+        let all = right.len() == found.len();
+        Ok((right, all))
     }
 
     /// Writes the lease of `address`, whole or not at all. `false` if it is taken.
@@ -275,8 +261,9 @@ impl Store {
             .map_err(errno)
             .and_then(|()| futimens(&file, &TimeSpec::UTIME_OMIT, &seconds(self.boot.written)))
             .and_then(|()| linkat(own, NEW_LEASE, &self.dir, name, AtFlags::empty()));
-        let removed = unlinkat(own, NEW_LEASE, UnlinkatFlags::NoRemoveDir);
-        written.and(removed)
+        // The lease counts from its link on. The other name, if it stays, goes next time.
+        let _ = unlinkat(own, NEW_LEASE, UnlinkatFlags::NoRemoveDir);
+        written
     }
 
     /// Removes the lease of `address` if `holder` still has it.
@@ -299,16 +286,16 @@ impl Store {
     /// The lease of `address`; `None` if there is none.
     pub(crate) fn read(&self, address: IpAddr) -> Result<Option<Held>, Error> {
         let name = address.to_string();
-        let (content, stat) = match read_file(&self.dir, &name) {
+        let (content, meta) = match read_file(&self.dir, &name) {
             Ok(Some(found)) => found,
             Ok(None) | Err(Errno::ENOENT | Errno::ELOOP) => return Ok(None),
             Err(error) => return Err(self.io("read the lease", &name, &error)),
         };
-        let origin = match self.boot.mark(stat.st_mtime) {
+        let origin = match self.boot.mark(meta.mtime()) {
             Mark::Written => Origin::Ours,
             Mark::Seen | Mark::Earlier | Mark::None => Origin::Other,
         };
-        Ok(Some(Held { address, holder: Holder::parse(&content), origin, age: age(&stat) }))
+        Ok(Some(Held { address, holder: Holder::parse(&content), origin, age: age(&meta) }))
     }
 
     /// Every lease that the notes have.
@@ -528,16 +515,16 @@ fn lease_address(name: &str) -> Option<IpAddr> {
 }
 
 /// Content and attributes of a regular file. `None` if it is something else.
-fn read_file(dir: &OwnedFd, name: &str) -> nix::Result<Option<(Vec<u8>, FileStat)>> {
+fn read_file(dir: &OwnedFd, name: &str) -> nix::Result<Option<(Vec<u8>, Metadata)>> {
     // Not blocking, for a FIFO in the place of a file.
     let file = open_in(dir, name, OFlag::O_RDONLY | OFlag::O_NONBLOCK, Mode::empty())?;
-    let stat = fstat(&file)?;
-    if !is_regular(&stat) {
+    let meta = file.metadata().map_err(errno)?;
+    if !meta.is_file() {
         return Ok(None);
     }
     let mut content = Vec::new();
     file.take(MOST).read_to_end(&mut content).map_err(errno)?;
-    Ok(Some((content, stat)))
+    Ok(Some((content, meta)))
 }
 
 fn open_in(dir: impl AsFd, name: &str, flags: OFlag, mode: Mode) -> nix::Result<File> {
@@ -556,9 +543,15 @@ fn seconds(seconds: i64) -> TimeSpec {
     TimeSpec::new(seconds, 0)
 }
 
-fn age(stat: &FileStat) -> Option<Duration> {
-    let linked = Duration::new(stat.st_ctime.try_into().ok()?, stat.st_ctime_nsec.try_into().ok()?);
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + linked).ok()
+/// By the time of creation; where the filesystem keeps none, by that of the last change of
+/// the inode, which for a lease that is not ours is when we first saw it.
+fn age(meta: &Metadata) -> Option<Duration> {
+    let changed = || {
+        let time = Duration::new(meta.ctime().try_into().ok()?, meta.ctime_nsec().try_into().ok()?);
+        Some(SystemTime::UNIX_EPOCH + time)
+    };
+    let made = meta.created().ok().or_else(changed)?;
+    SystemTime::now().duration_since(made).ok()
 }
 
 fn errno(error: io::Error) -> Errno {

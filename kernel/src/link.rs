@@ -14,6 +14,11 @@ use crate::{MacAddress, format_mac};
 /// Link group of the host ends of our veth pairs, "weft" in ASCII: one static
 /// firewall rule (`iifgroup`) holds for all of them.
 pub const HOST_END_GROUP: u32 = 0x7765_6674;
+/// Link group of the host ends whose pods may send from any address, so that the
+/// rule that checks the others does not see them.
+pub const HOST_END_GROUP_UNCHECKED: u32 = HOST_END_GROUP + 1;
+/// Every link group of host ends.
+pub const HOST_END_GROUPS: [u32; 2] = [HOST_END_GROUP, HOST_END_GROUP_UNCHECKED];
 
 /// Length of `struct ifinfomsg`.
 const IFINFOMSG: usize = 16;
@@ -85,10 +90,13 @@ pub struct VethPair<'a> {
     /// MAC of the host's end.
     pub host_mac: MacAddress,
     /// Index of both ends: chosen by us, so that the requests that follow need
-    /// not ask for it. EBUSY where one is taken.
+    /// not ask for it. EEXIST where it is taken in the pod's namespace (`rtnl_newlink`),
+    /// EBUSY where it is on the host (`dev_index_reserve`).
     pub index: u32,
     /// MTU of both ends, bytes.
     pub mtu: u32,
+    /// Link group of the host's end: one of [`HOST_END_GROUPS`].
+    pub group: u32,
     /// Namespace of the host's end.
     pub host_netns: BorrowedFd<'a>,
 }
@@ -150,7 +158,7 @@ impl VethPair<'_> {
         peer.attr_str(libc::IFLA_IFNAME, self.host_name);
         peer.attr_mac(libc::IFLA_ADDRESS, &self.host_mac);
         peer.attr_u32(libc::IFLA_MTU, self.mtu);
-        peer.attr_u32(libc::IFLA_GROUP, HOST_END_GROUP);
+        peer.attr_u32(libc::IFLA_GROUP, self.group);
         peer.attr_u32(libc::IFLA_NET_NS_FD, self.host_netns.as_raw_fd() as u32);
     }
 }

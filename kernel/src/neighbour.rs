@@ -137,10 +137,13 @@ impl FdbEntry {
 }
 
 impl Rtnetlink {
-    /// The neighbour entries on the interface of number `index`, both families.
-    pub fn neighbours(&mut self, index: u32) -> Result<Vec<Neighbour>> {
+    /// The neighbour entries on the interface of number `index`, or on all; of
+    /// both families.
+    pub fn neighbours(&mut self, index: Option<u32>) -> Result<Vec<Neighbour>> {
         let mut message = Message::new(libc::RTM_GETNEIGH, libc::NLM_F_DUMP, &[0; NDMSG]);
-        message.attr_u32(libc::NDA_IFINDEX, index);
+        if let Some(index) = index {
+            message.attr_u32(libc::NDA_IFINDEX, index);
+        }
         let list = self.dump(&message, |reply| parse(reply)?.neighbour());
         list.map_err(|e| e.about("cannot list neighbours"))
     }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use cni::{Attachment, AttachmentKey, Code, Error};
 use kernel::MacAddress;
-use kernel::link::{HOST_END_GROUP, Link};
+use kernel::link::{HOST_END_GROUPS, Link};
 use kernel::netns::Netns;
 use nix::fcntl::{FcntlArg, fcntl};
 
@@ -20,6 +20,8 @@ use crate::state_dir;
 const LOCKS: &str = "attachments.lock";
 /// First word of the alias of every host end.
 const ALIAS_MARK: &str = "weft";
+/// Bits of the hash that the host end's name holds.
+const NAME_BITS: u32 = 44;
 /// Longest alias that the kernel keeps (IFALIASZ less its NUL).
 const ALIAS_BYTES: usize = 255;
 
@@ -45,7 +47,7 @@ impl Id {
 
     /// Name of the host end: `veth` and the highest 44 bits in hexadecimal.
     pub(crate) fn host_end(self) -> String {
-        format!("veth{:011x}", self.0 >> 20)
+        format!("veth{:011x}", self.0 >> (64 - NAME_BITS))
     }
 
     /// MAC of the host end: locally administered, unicast.
@@ -65,29 +67,37 @@ impl Id {
     /// the first still runs.
     pub(crate) fn lock(self) -> Result<Lock, Error> {
         let file = lock_file()?;
-        fcntl(file.as_fd(), FcntlArg::F_OFD_SETLKW(&self.range(libc::F_WRLCK)))
+        fcntl(file.as_fd(), FcntlArg::F_OFD_SETLKW(&lock_range(self.byte(), 1)))
             .map_err(|e| lock_error(&e))?;
         Ok(Lock { _file: file })
     }
 
     /// Whether another run makes or removes the attachment right now.
     pub(crate) fn is_busy(self) -> Result<bool, Error> {
-        let mut range = self.range(libc::F_WRLCK);
-        let file = lock_file()?;
-        fcntl(file.as_fd(), FcntlArg::F_OFD_GETLK(&mut range)).map_err(|e| lock_error(&e))?;
-        Ok(i32::from(range.l_type) != libc::F_UNLCK)
+        is_locked(self.byte(), 1)
     }
 
-    /// One byte of the lock file. Byte locks need no file for each attachment
-    /// that somebody would have to remove, and end with the process.
-    fn range(self, kind: i32) -> libc::flock {
-        libc::flock {
-            l_type: kind as i16,
-            l_whence: libc::SEEK_SET as i16,
-            l_start: (self.0 >> 2) as i64,
-            l_len: 1,
-            l_pid: 0,
-        }
+    /// The byte of the lock file that stands for the attachment. Byte locks need no file
+    /// for each attachment that somebody would have to remove, and end with the process.
+    fn byte(self) -> u64 {
+        self.0 >> 2
+    }
+}
+
+fn is_locked(first: u64, count: u64) -> Result<bool, Error> {
+    let mut range = lock_range(first, count);
+    let file = lock_file()?;
+    fcntl(file.as_fd(), FcntlArg::F_OFD_GETLK(&mut range)).map_err(|e| lock_error(&e))?;
+    Ok(i32::from(range.l_type) != libc::F_UNLCK)
+}
+
+fn lock_range(first: u64, count: u64) -> libc::flock {
+    libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: first as i64,
+        l_len: count as i64,
+        l_pid: 0,
     }
 }
 
@@ -124,7 +134,25 @@ pub(crate) fn random_index() -> u32 {
 
 /// Whether a link is the host end of one of our pairs.
 pub(crate) fn is_host_end(link: &Link) -> bool {
-    link.group == HOST_END_GROUP && link.kind.as_deref() == Some("veth")
+    HOST_END_GROUPS.contains(&link.group) && link.kind.as_deref() == Some("veth")
+}
+
+/// Whether a link is a host end whose ADD was never finished: it gets its alias with
+/// the same request that sets it up.
+pub(crate) fn is_unfinished(link: &Link) -> bool {
+    is_host_end(link) && link.alias.is_none() && !link.up
+}
+
+/// Whether any attachment whose host end is called `name` is made or removed right now.
+pub(crate) fn is_name_busy(name: &str) -> Result<bool, Error> {
+    let digits = name.strip_prefix("veth").and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    match digits {
+        Some(high) if high < 1 << NAME_BITS => {
+            let low = 64 - NAME_BITS;
+            is_locked((high << low) >> 2, 1 << (low - 2))
+        }
+        _ => Ok(false),
+    }
 }
 
 /// What a host end's alias says: whose it is.

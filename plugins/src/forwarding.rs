@@ -3,6 +3,7 @@
 use cni::Error;
 use kernel::{Rtnetlink, sysctl};
 
+use crate::attachment::is_host_end;
 use crate::failure::refused;
 
 /// Turns forwarding on for the families in use.
@@ -24,7 +25,7 @@ pub(crate) fn enable(ipv4: bool, ipv6: bool, host: &mut Rtnetlink) -> Result<(),
 
 fn keep_router_advertisements(host: &mut Rtnetlink) -> Result<(), Error> {
     for link in host.links().map_err(refused)? {
-        if link.loopback || link.group == kernel::link::HOST_END_GROUP {
+        if link.loopback || is_host_end(&link) {
             continue;
         }
         let key = format!("net/ipv6/conf/{}/accept_ra", link.name);

@@ -1,6 +1,8 @@
 //! Delegation to the IPAM plugin: our own `host-local` is called in this process,
 //! anything else is executed.
 
+use std::cell::OnceCell;
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -8,6 +10,8 @@ use cni::{AddResult, Attachment, AttachmentKey, Error, Network, Object, Plugin, 
 use ipam_host_local::{Host, HostLocal};
 use ipnetwork::IpNetwork;
 use kernel::Rtnetlink;
+use kernel::neighbour::State;
+use kernel::route::Filter;
 
 use crate::attachment::Id;
 use crate::failure::{invalid_config, refused};
@@ -103,13 +107,15 @@ impl Ipam {
 
 /// Runs `work` with `host-local` as `veth` uses it: it can tell which leases belong
 /// to interfaces that are gone.
-fn with_host_local<T>(
+pub(crate) fn with_host_local<T>(
     network: &Network,
     work: impl FnOnce(&HostLocal) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let lives = |key: &AttachmentKey| interface_lives(&network.name, key);
     let own_ranges = |ipam: &Object| node::pod_ranges(&network.name, &Source::read(ipam)?);
-    let mut host = Host::new(&own_ranges, &address_in_use);
+    let in_use = AddressesInUse::default();
+    let in_use = |ip| in_use.contains(ip);
+    let mut host = Host::new(&own_ranges, &in_use);
     host.interface_lives = Some(&lives);
     work(&HostLocal { host })
 }
@@ -149,7 +155,9 @@ fn standalone<T>(
     work: impl FnOnce(&HostLocal) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let own_ranges = |ipam: &Object| node::pod_ranges(&network.name, &Source::read(ipam)?);
-    work(&HostLocal { host: Host::new(&own_ranges, &address_in_use) })
+    let in_use = AddressesInUse::default();
+    let in_use = |ip| in_use.contains(ip);
+    work(&HostLocal { host: Host::new(&own_ranges, &in_use) })
 }
 
 /// Whether the attachment has a host end, or is being made or removed right now.
@@ -164,12 +172,32 @@ fn interface_lives(network: &str, key: &AttachmentKey) -> Result<bool, Error> {
     Ok(host.link_by_name(&id.host_end()).map_err(refused)?.is_some())
 }
 
-/// Whether a route to `ip` alone, or an interface with it, is on this host. In
-/// doubt it counts as used.
-fn address_in_use(ip: IpAddr) -> bool {
-    let matching = Rtnetlink::open().and_then(|mut host| host.matching_route(ip));
-    match matching {
-        Ok(route) => route.is_some_and(|route| route.dst == IpNetwork::from(ip)),
-        Err(_) => true,
+/// The addresses that anything on this host refers to, listed when first asked for:
+/// only a lease whose making nobody vouches for is looked up here, and then many are.
+#[derive(Default)]
+struct AddressesInUse(OnceCell<Option<HashSet<IpAddr>>>);
+
+impl AddressesInUse {
+    /// Whether a route to `ip` alone, a neighbour entry or an interface has it. In
+    /// doubt it counts as used.
+    fn contains(&self, ip: IpAddr) -> bool {
+        let addresses = self.0.get_or_init(|| addresses_in_use().ok());
+        addresses.as_ref().is_none_or(|addresses| addresses.contains(&ip))
     }
+}
+
+fn addresses_in_use() -> kernel::Result<HashSet<IpAddr>> {
+    let mut host = Rtnetlink::open()?;
+    let mut addresses: HashSet<IpAddr> =
+        host.addresses(None)?.iter().map(|address| address.address.ip()).collect();
+    // One that failed is there because somebody asked in vain.
+    let failed = State::Other(libc::NUD_FAILED);
+    let neighbours = host.neighbours(None)?;
+    addresses.extend(neighbours.iter().filter(|n| n.state != failed).map(|n| n.ip));
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let routes = host.routes(Filter { family: family as u8, ..Filter::default() })?;
+        let hosts = routes.iter().filter(|route| route.dst == IpNetwork::from(route.dst.ip()));
+        addresses.extend(hosts.map(|route| route.dst.ip()));
+    }
+    Ok(addresses)
 }

@@ -12,6 +12,7 @@ mod loopback;
 mod node;
 mod routing;
 mod state_dir;
+mod trace;
 mod veth;
 
 use std::ffi::OsStr;
@@ -33,7 +34,12 @@ fn main() -> ExitCode {
     let path = std::env::args_os().next().unwrap_or_default();
     let name = Path::new(&path).file_name().and_then(OsStr::to_str).unwrap_or_default();
     match PLUGINS.iter().find(|(plugin, _)| *plugin == name) {
-        Some((_, plugin)) => cni::run(*plugin),
+        Some((name, plugin)) => {
+            trace::begin(name);
+            let code = cni::run(*plugin);
+            trace::end();
+            code
+        }
         None => command::run(),
     }
 }

@@ -135,6 +135,16 @@ pub(crate) fn own(
     protocol: Option<u8>,
     host: &mut Rtnetlink,
 ) -> Result<Node, Error> {
+    recognise(map, source, protocol, host).map(|(node, _)| node)
+}
+
+/// As [`own`], and how it was recognised: a clause for people.
+pub(crate) fn recognise(
+    map: &Map,
+    source: &Source,
+    protocol: Option<u8>,
+    host: &mut Rtnetlink,
+) -> Result<(Node, String), Error> {
     let addresses = host_addresses(host)?;
     let name_file = std::fs::read_to_string(NAME_FILE).ok();
     let host_name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
@@ -146,7 +156,7 @@ pub(crate) fn own(
         own_ranges: &[],
     };
     match own_node(map, &seen) {
-        Ok(own) => return Ok(own.node.clone()),
+        Ok(own) => return Ok((own.node.clone(), own.by.to_string())),
         Err(OwnError::Unknown(_) | OwnError::Quarantined { .. }) => {}
         Err(error) => return Err(not_told(&error)),
     }
@@ -154,10 +164,10 @@ pub(crate) fn own(
     let ranges = own_range_routes(protocol, host)?;
     seen.own_ranges = &ranges;
     match own_node(map, &seen) {
-        Ok(own) => Ok(own.node.clone()),
+        Ok(own) => Ok((own.node.clone(), own.by.to_string())),
         Err(OwnError::Quarantined { node, text }) if confirms(&ranges, &node, protocol) => {
             log::warn!("{text}; it is used as it stands while the kernel has its own-range route");
-            Ok(*node)
+            Ok((*node, "by its own-range route, while its record is quarantined".to_owned()))
         }
         Err(error) => Err(not_told(&error)),
     }

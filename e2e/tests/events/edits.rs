@@ -53,7 +53,8 @@ fn record(random: &mut Random, name: &str, address: Option<&str>, taken: &[Value
         let clashes = |other: &Value| {
             other["name"] != record["name"]
                 && (other["addresses"] == record["addresses"]
-                    || (!other["tunnelAddress"].is_null() && other["tunnelAddress"] == record["tunnelAddress"])
+                    || (!other["tunnelAddress"].is_null()
+                        && other["tunnelAddress"] == record["tunnelAddress"])
                     || number_of(other) == Some(number))
         };
         if !taken.iter().any(clashes) {
@@ -111,7 +112,10 @@ fn keys(random: &mut Random) -> (Value, Option<String>) {
         1 => {
             let cidr = ["10.1.0.0/17", "10.1.16.0/20"][random.below(2)];
             let links = ["192.168.101.0/24"];
-            (json!({ "routingMode": "hybrid", "vni": vni, "ipv4NativeRoutingCIDR": cidr, "links": links, "mtu": 1450 }), device)
+            (
+                json!({ "routingMode": "hybrid", "vni": vni, "ipv4NativeRoutingCIDR": cidr, "links": links, "mtu": 1450 }),
+                device,
+            )
         }
         2 => (json!({ "vni": vni, "ipMasq": false, "mtu": 1400 }), device),
         _ => (json!({ "vni": vni }), device),
@@ -146,7 +150,9 @@ fn after_any_edit_a_node_equals_a_fresh_one() -> Result<()> {
             fresh.weft(1, &["teardown"])?.ok()?;
         }
         let map = json!({ "nodes": nodes });
-        let context = || format!("edit {number} of WEFT_SEED={seed}: {map}\n{}", veteran.chains[1].conflist());
+        let context = || {
+            format!("edit {number} of WEFT_SEED={seed}: {map}\n{}", veteran.chains[1].conflist())
+        };
         for stage in [&veteran, &fresh] {
             stage.node(1).write_file(NODE_MAP, map.to_string())?;
             stage.weft(1, &["sync"])?.ok().with_context(context)?;
@@ -154,7 +160,8 @@ fn after_any_edit_a_node_equals_a_fresh_one() -> Result<()> {
         let devices: Vec<&str> = device.as_deref().into_iter().collect();
         let (lived, wanted) = (veteran.state(1, &devices)?, fresh.state(1, &devices)?);
         ensure!(lived == wanted, "{}\n{}", context(), difference(&wanted, &lived));
-        let links = |stage: &Stage| stage.node(1).run_ok(&["sh", "-c", "ip -o link | cut -d: -f2 | sort"]);
+        let links =
+            |stage: &Stage| stage.node(1).run_ok(&["sh", "-c", "ip -o link | cut -d: -f2 | sort"]);
         ensure!(links(&veteran)? == links(&fresh)?, "{}: {}", context(), links(&veteran)?);
         ensure!(veteran.is_converged(1)?, "{}", context());
     }

@@ -562,11 +562,12 @@ fn configuration_of_routing() -> Result<()> {
         for (name, changes, says) in cases {
             make.push(make.routing_with(name, &changes, 7, says)?);
         }
-        let changes = json!({ "underlay": "lo", "underlayFamily": "ipv6" });
-        make.push(
-            make.routing_with("underlay without address", &changes, 7, &["lo", "ipv6"])?
-                .setup("ip link set lo down", "ip link set lo up"),
-        );
+        let own = json!({
+            "name": "worker1", "addresses": ["192.168.211.128"], "podCIDRs": ["10.0.1.0/24"] });
+        let changes = json!({ "underlay": "other0", "underlayFamily": "ipv6", "nodes": [own] });
+        let case =
+            make.routing_with("underlay without address", &changes, 7, &["other0", "IPv6"])?;
+        make.push(case.setup("ip link add other0 type bridge", "ip link del other0"));
         Ok(())
     })
 }
@@ -587,11 +588,6 @@ fn kernel() -> Result<()> {
         make.push(
             exists.setup(&format!("{inside} add eth0 type bridge"), &format!("{inside} del eth0")),
         );
-        let route = make.veth("address is another's", 100, &["10.0.1.2/32", "on the host"])?;
-        make.push(route.setup(
-            "ip link add other0 type bridge; ip link set other0 up; ip route add 10.0.1.2 dev other0",
-            "ip link del other0",
-        ));
         let says = ["/proc/sys/net/ipv4/ip_forward", "Read-only"];
         make.push(make.veth("read-only sysctls", 100, &says)?.wrapper(&read_only));
         let none = make.routing_with("read-only sysctls", &json!({}), 100, &says)?;
@@ -665,14 +661,32 @@ fn second_add_is_refused_and_harmless() -> Result<()> {
     let result = add.ok(node)?;
     let (before, before_inside) = (node.snapshot()?, pod.snapshot()?);
     let failure = add.fails(node)?;
-    assert!(failure.msg.contains("pod-a") && failure.msg.contains("DEL"), "{failure:?}");
+    assert!(failure.msg.contains("exists already") && failure.msg.contains("DEL"), "{failure:?}");
     assert_eq!(changes(&before, &node.snapshot()?), "");
     before_inside.assert_same(&pod.snapshot()?);
     let config = merged(veth_config(), &json!({ "prevResult": result }));
     Call::new("veth", "CHECK", &pod, &config)?.ok(node)?;
-    // The lease lost, the host end still tells.
-    node.sh("rm /var/lib/cni/networks/pods/10.* /var/lib/cni/networks/pods/fd*")?;
-    let failure = add.clone().env("CNI_ARGS", "IgnoreUnknown=1").fails(node)?;
-    assert!(failure.msg.contains("exist"), "{failure:?}");
     Ok(())
+}
+
+/// The host's route to an address is another program's: nothing of the pod stays.
+#[test]
+fn address_routed_elsewhere() -> Result<()> {
+    let lab = Lab::lesson_dual()?;
+    let node = lab.node("worker1")?;
+    settled(node)?;
+    let pod = node.pod("pod-a")?;
+    let call = |verb: &str| Call::new("veth", verb, &pod, &veth_config());
+    // What the host needs for all pods stays.
+    call("ADD")?.ok(node)?;
+    call("DEL")?.ok(node)?;
+    node.sh("ip route add 10.0.1.77 dev eth0")?;
+    let before = node.snapshot()?;
+    let mut add = call("ADD")?;
+    add.set("CNI_ARGS", "IP=10.0.1.77");
+    let failure = add.fails(node)?;
+    assert_eq!(failure.code, 100, "{failure:?}");
+    assert!(failure.msg.contains("`ip route add 10.0.1.77/32 dev veth"), "{failure:?}");
+    assert_eq!(changes(&before, &node.snapshot()?), "");
+    call("ADD")?.ok(node).map(drop)
 }

@@ -52,12 +52,6 @@ impl Call {
         self.env.push((key.to_owned(), value.to_owned()));
     }
 
-    /// [`Call::set`], in a chain.
-    pub(crate) fn env(mut self, key: &str, value: &str) -> Self {
-        self.set(key, value);
-        self
-    }
-
     /// Replaces standard input.
     pub(crate) fn stdin(mut self, bytes: impl AsRef<[u8]>) -> Self {
         self.stdin = bytes.as_ref().to_vec();

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use crate::util::{Dir, addresses, call, ours, reference};
 
-const NETWORKS: usize = 10;
-const PODS: usize = 200;
-const WORKERS: usize = 25;
+const NETWORKS: usize = 20;
+const PODS: usize = 500;
+const WORKERS: usize = 50;
 
 fn config(dir: &Dir, network: usize) -> Value {
     json!({

@@ -1,8 +1,9 @@
 //! Directories that somebody has been at.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use cni::Plugin;
@@ -107,13 +108,11 @@ fn a_stopped_holder_is_waited_for_no_longer_than_told() {
     let config = small(&dir);
     add(host(), "a", &config).unwrap();
     let lock = dir.leases().join("lock");
-    let mut holder =
-        Command::new("flock").arg(&lock).args(["sh", "-c", "kill -STOP $$"]).spawn().unwrap();
-    let held = fs::File::open(&lock).unwrap();
-    while held.try_lock().is_ok() {
-        held.unlock().unwrap();
-        std::thread::yield_now();
-    }
+    let mut command = Command::new("flock");
+    command.arg(&lock).args(["sh", "-c", "echo held; kill -STOP $$"]).stdout(Stdio::piped());
+    let mut holder = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let hasty = Host { lock_wait: Duration::from_millis(50), ..host() };
     assert_eq!(add(hasty, "b", &config).unwrap_err().code, 11);
     let children = format!("/proc/{0}/task/{0}/children", holder.id());

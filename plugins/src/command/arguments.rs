@@ -1,17 +1,31 @@
 //! The command line.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+
+use super::{bgp, export_router, ipam, nodes, status, trace};
 
 /// What is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Help(&'static str),
     Version,
     Sync,
     Plan,
     Teardown,
+    ExportRouter,
+    ExportBgp(bgp::Request),
+    /// In this directory, else that of the configuration.
+    CheckNodes(Option<PathBuf>),
+    ImportNodes(nodes::Target),
+    Ipam,
+    Status,
+    /// From and to.
+    Trace(IpAddr, IpAddr),
+    /// An address or container, and an interface.
+    Release(String, Option<String>),
 }
 
 /// The command line, parsed.
@@ -20,6 +34,8 @@ pub(super) struct Arguments {
     pub(super) action: Action,
     /// `--conf FILE`.
     pub(super) conf: Option<PathBuf>,
+    /// `-o json`.
+    pub(super) json: bool,
 }
 
 const HELP: &str = "\
@@ -33,6 +49,14 @@ or on the one in FILE.
   sync      Bring this node's kernel to the state that the node map asks for
   plan      Print what sync would change, as ip and bridge commands
   teardown  Remove devices, routes and caches; pods, leases and sysctls stay
+  status             Print how this node, its peers and ranges stand
+  trace SRC DST      Print which way a packet goes from this node, and why
+  export router      Print the routes that the physical network's router misses
+  export bird | frr  Print the BGP configuration that replaces them
+  nodes check        Print what is wrong with the node map
+  nodes import       Write the node map from `kubectl get nodes -o json`
+  ipam               Print ranges and leases of host-local
+  ipam release       Free an address whose interface is gone
   version   Print versions
   help      Print this, or with a command, what it does in full
 
@@ -69,55 +93,196 @@ as they are. The next ADD, STATUS or sync brings it all back.
 impl Arguments {
     /// Parses the words after the program's name.
     pub(super) fn parse(words: impl Iterator<Item = String>) -> Result<Self> {
-        let mut conf = None;
-        let mut names = Vec::new();
-        let mut help = false;
-        let mut words = words.peekable();
-        while let Some(word) = words.next() {
-            match word.as_str() {
-                "-h" | "--help" => help = true,
-                "--conf" => match words.next() {
-                    Some(file) => conf = Some(PathBuf::from(file)),
-                    None => bail!("--conf needs a file"),
-                },
-                word if word.starts_with("--conf=") => {
-                    conf = word.strip_prefix("--conf=").map(PathBuf::from);
-                }
-                "-V" | "--version" => names.push("version".to_owned()),
-                word if word.starts_with('-') => bail!("{word} is no option; see weft help"),
-                _ => names.push(word),
-            }
+        let mut words = Words::read(words)?;
+        if words.help {
+            let action = Action::Help(help_on(&words.names)?);
+            return Ok(Self { action, conf: None, json: false });
         }
-        if names.first().is_some_and(|name| name == "help") {
-            names.remove(0);
-            help = true;
-        }
-        if names.len() > 1 {
-            bail!("{:?} is one word too many; see weft help", names.get(1).map_or("", |n| n));
-        }
-        let name = names.first().map(String::as_str);
-        let action = if help { Action::Help(help_on(name)?) } else { action(name)? };
-        Ok(Self { action, conf })
+        let conf = words.option("--conf")?.map(PathBuf::from);
+        let action = words.action()?;
+        let json = matches!(action, Action::Ipam | Action::Status) && words.json()?;
+        words.refuse_rest()?;
+        Ok(Self { action, conf, json })
     }
 }
 
-fn action(name: Option<&str>) -> Result<Action> {
-    Ok(match name {
-        None => bail!("a command is needed\n\n{HELP}"),
-        Some("sync") => Action::Sync,
-        Some("plan") => Action::Plan,
-        Some("teardown") => Action::Teardown,
-        Some("version") => Action::Version,
-        Some(other) => bail!("{other:?} is no command; see weft help"),
-    })
+/// Options that come with a value, and those that come without.
+const VALUED: [&str; 5] = ["--conf", "-o", "--peer", "--as", "--router-as"];
+const FLAGS: [&str; 1] = ["--router"];
+
+/// The command line by its parts, which are taken out as they are understood.
+#[derive(Debug, Default)]
+struct Words {
+    names: Vec<String>,
+    options: Vec<(String, String)>,
+    help: bool,
 }
 
-fn help_on(name: Option<&str>) -> Result<&'static str> {
-    Ok(match name {
-        None | Some("version") => HELP,
-        Some("sync") => SYNC,
-        Some("plan") => PLAN,
-        Some("teardown") => TEARDOWN,
-        Some(other) => bail!("{other:?} is no command; see weft help"),
+impl Words {
+    fn read(mut words: impl Iterator<Item = String>) -> Result<Self> {
+        let mut read = Self::default();
+        while let Some(word) = words.next() {
+            let (name, value) = match word.split_once('=') {
+                Some((name, value)) if name.starts_with("--") => (name, Some(value.to_owned())),
+                _ => (word.as_str(), None),
+            };
+            match name {
+                "-h" | "--help" => read.help = true,
+                "-V" | "--version" => read.names.push("version".to_owned()),
+                name if VALUED.contains(&name) => {
+                    let value = value.or_else(|| words.next());
+                    let value = value.with_context(|| format!("{name} needs a value"))?;
+                    read.options.push((name.to_owned(), value));
+                }
+                name if FLAGS.contains(&name) => read.options.push((word, String::new())),
+                "-" => read.names.push(word),
+                name if name.starts_with('-') => bail!("{word} is no option; see weft help"),
+                _ => read.names.push(word),
+            }
+        }
+        if read.names.first().is_some_and(|name| name == "help") {
+            read.names.remove(0);
+            read.help = true;
+        }
+        Ok(read)
+    }
+
+    /// Takes every value of an option.
+    fn options(&mut self, name: &str) -> Vec<String> {
+        let (taken, rest) = self.options.drain(..).partition(|(option, _)| option == name);
+        self.options = rest;
+        let taken: Vec<(String, String)> = taken;
+        taken.into_iter().map(|(_, value)| value).collect()
+    }
+
+    fn option(&mut self, name: &str) -> Result<Option<String>> {
+        let mut values = self.options(name);
+        match values.len() {
+            0 | 1 => Ok(values.pop()),
+            _ => bail!("{name} is there more than once"),
+        }
+    }
+
+    /// Takes the next word.
+    fn name(&mut self) -> Option<String> {
+        (!self.names.is_empty()).then(|| self.names.remove(0))
+    }
+
+    fn number(&mut self, option: &str, default: u32) -> Result<u32> {
+        let Some(text) = self.option(option)? else { return Ok(default) };
+        let number = text.parse().ok().filter(|&number| number != 0);
+        number.with_context(|| format!("{option}: {text:?} is no AS number"))
+    }
+
+    fn action(&mut self) -> Result<Action> {
+        let Some(name) = self.name() else { bail!("a command is needed\n\n{HELP}") };
+        Ok(match name.as_str() {
+            "sync" => Action::Sync,
+            "plan" => Action::Plan,
+            "teardown" => Action::Teardown,
+            "version" => Action::Version,
+            "export" => self.export()?,
+            "nodes" => self.nodes()?,
+            "ipam" => self.ipam()?,
+            "status" => Action::Status,
+            "trace" => {
+                let mut end = |what| {
+                    let word = self.name().with_context(|| format!("trace {what} which address?"));
+                    address(&word?)
+                };
+                Action::Trace(end("from")?, end("to")?)
+            }
+            other => bail!("{other:?} is no command; see weft help"),
+        })
+    }
+
+    fn json(&mut self) -> Result<bool> {
+        match self.option("-o")?.as_deref() {
+            None => Ok(false),
+            Some("json") => Ok(true),
+            Some(other) => bail!("-o: {other:?} is no format; there is json"),
+        }
+    }
+
+    fn nodes(&mut self) -> Result<Action> {
+        match self.name().as_deref() {
+            Some("check") => Ok(Action::CheckNodes(self.name().map(PathBuf::from))),
+            Some("import") => Ok(Action::ImportNodes(match self.name() {
+                None => nodes::Target::Configured,
+                Some(dash) if dash == "-" => nodes::Target::StandardOutput,
+                Some(dir) => nodes::Target::Directory(PathBuf::from(dir)),
+            })),
+            _ => bail!("nodes what? check or import; see weft help nodes"),
+        }
+    }
+
+    fn ipam(&mut self) -> Result<Action> {
+        match self.name().as_deref() {
+            None => Ok(Action::Ipam),
+            Some("release") => {
+                let what = self.name().context("release what? an address or a container")?;
+                Ok(Action::Release(what, self.name()))
+            }
+            Some(other) => bail!("ipam {other:?} is no command; see weft help ipam"),
+        }
+    }
+
+    fn export(&mut self) -> Result<Action> {
+        let daemon = match self.name().as_deref() {
+            Some("router") => return Ok(Action::ExportRouter),
+            Some("bird") => bgp::Daemon::Bird,
+            Some("frr") => bgp::Daemon::Frr,
+            _ => bail!("export what? router, bird or frr; see weft help export"),
+        };
+        let peers = self.options("--peer");
+        let peers = peers.iter().map(|text| address(text)).collect::<Result<Vec<IpAddr>>>()?;
+        let nodes_as = self.number("--as", bgp::NODES_AS)?;
+        let router_as = self.number("--router-as", bgp::ROUTER_AS)?;
+        let node = self.name();
+        let whose = match (!self.options("--router").is_empty(), node) {
+            (true, Some(node)) => bail!("either --router or node {node:?}, not both"),
+            (true, None) => bgp::Whose::Router,
+            (false, Some(node)) => bgp::Whose::Node(node),
+            (false, None) => bgp::Whose::ThisNode,
+        };
+        if whose == bgp::Whose::Router && !peers.is_empty() {
+            bail!("--peer means nothing with --router, to whom the nodes are peers");
+        }
+        if nodes_as == router_as {
+            bail!("--as and --router-as must differ: the sessions are external BGP");
+        }
+        Ok(Action::ExportBgp(bgp::Request { daemon, whose, peers, nodes_as, router_as }))
+    }
+
+    /// Fails on what no command took.
+    fn refuse_rest(&self) -> Result<()> {
+        if let Some(name) = self.names.first() {
+            bail!("{name:?} is one word too many; see weft help");
+        }
+        match self.options.first() {
+            Some((option, _)) => bail!("{option} means nothing to this command; see weft help"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn address(text: &str) -> Result<IpAddr> {
+    text.parse().ok().with_context(|| format!("{text:?} is not an IP address"))
+}
+
+fn help_on(names: &[String]) -> Result<&'static str> {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    Ok(match names[..] {
+        [] | ["version"] => HELP,
+        ["sync"] => SYNC,
+        ["plan"] => PLAN,
+        ["teardown"] => TEARDOWN,
+        ["export", "router"] => export_router::HELP,
+        ["export", ..] => bgp::HELP,
+        ["nodes", ..] => nodes::HELP,
+        ["ipam", ..] => ipam::HELP,
+        ["status"] => status::HELP,
+        ["trace"] => trace::HELP,
+        [other, ..] => bail!("{other:?} is no command; see weft help"),
     })
 }

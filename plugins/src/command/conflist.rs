@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use cni::Object;
+use cni::{Network, Object, Version};
 use serde_json::{Map, Value};
 
 use crate::routing::config::Config;
@@ -21,6 +21,8 @@ pub(super) struct RoutingNetwork {
     pub(super) file: PathBuf,
     /// What `routing` is told.
     pub(super) config: Config,
+    /// What the plugin whose IPAM plugin is `host-local` is told, if there is one.
+    pub(super) host_local: Option<Network>,
 }
 
 /// Every such network, in the order of file names.
@@ -73,15 +75,33 @@ fn read(file: &Path) -> Result<Option<RoutingNetwork>> {
         None => vec![keys.clone()],
     };
     let mut routing = None;
+    let mut host_local = None;
     for plugin in plugins {
         if plugin.text("type")? == Some("routing") {
             routing = Some(plugin);
+        } else if uses_host_local(&plugin)? {
+            host_local = Some(plugin);
         }
     }
     let Some(routing) = routing else { return Ok(None) };
     let Some(name) = keys.text("name")? else { bail!("name: missing") };
     let config = Config::of(name, &routing)?;
-    Ok(Some(RoutingNetwork { file: file.to_owned(), config }))
+    let host_local = host_local.map(|plugin| as_ipam_sees_it(name, &plugin));
+    Ok(Some(RoutingNetwork { file: file.to_owned(), config, host_local }))
+}
+
+fn uses_host_local(plugin: &Object) -> Result<bool> {
+    let ipam = plugin.object("ipam")?;
+    Ok(ipam.map(|ipam| ipam.text("type")).transpose()?.flatten() == Some("host-local"))
+}
+
+/// What of a plugin's configuration its IPAM plugin reads.
+fn as_ipam_sees_it(name: &str, plugin: &Object) -> Network {
+    let ipam = plugin.get("ipam").cloned().unwrap_or_default();
+    let keys = [("name".to_owned(), name.into()), ("ipam".to_owned(), ipam)];
+    let config = keys.into_iter().collect();
+    let version = Version::LATEST;
+    Network { version, name: name.to_owned(), config, prev_result: None, path: Vec::new() }
 }
 
 /// Two networks that mark routes alike would each delete the other's.

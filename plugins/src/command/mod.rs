@@ -1,16 +1,28 @@
 //! `weft`: the operator's command.
 
 mod arguments;
+mod bgp;
+mod bird;
 mod conflist;
+mod export_router;
+mod frr;
+mod in_the_way;
+mod ipam;
+mod nodes;
+mod print;
+mod status;
+mod trace;
 
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use kernel::Rtnetlink;
+use serde_json::Value;
 
+use crate::attachment::is_host_end;
 use crate::routing::sync::{Do, Outcome, sync};
 use crate::routing::teardown::teardown;
-use crate::{state_dir, veth};
+use crate::{node, state_dir, veth};
 use arguments::{Action, Arguments};
 use conflist::RoutingNetwork;
 
@@ -27,7 +39,7 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn act(arguments: &Arguments) -> Result<ExitCode> {
-    match arguments.action {
+    match &arguments.action {
         Action::Help(text) => {
             print!("{text}");
             Ok(ExitCode::SUCCESS)
@@ -39,9 +51,26 @@ fn act(arguments: &Arguments) -> Result<ExitCode> {
         }
         Action::Sync => for_each(arguments, sync_one),
         Action::Plan => for_each(arguments, plan_one),
+        Action::ExportRouter => for_each(arguments, export_router::run),
+        Action::ExportBgp(request) => for_each(arguments, |network| bgp::run(request, network)),
+        Action::CheckNodes(Some(dir)) => nodes::check_directory(dir),
+        Action::CheckNodes(None) => for_each(arguments, nodes::check_network),
+        Action::ImportNodes(target) => {
+            nodes::import(target, || conflist::networks(arguments.conf.as_deref()))
+        }
+        Action::Ipam if arguments.json => print_json(arguments, ipam::json),
+        Action::Ipam => for_each(arguments, ipam::show),
+        Action::Release(what, interface) => release(arguments, what, interface.as_deref()),
+        Action::Trace(source, destination) => {
+            for_each(arguments, |network| trace::run(*source, *destination, network))
+        }
+        Action::Status if arguments.json => print_json(arguments, status::json),
+        Action::Status => for_each(arguments, status::show),
         Action::Teardown => {
             let code = for_each(arguments, teardown_one)?;
-            if veth::remove_spoof_check()? {
+            // It belongs to the pods, and stays as long as they do.
+            let pods = Rtnetlink::open()?.links_of_kind("veth")?.iter().any(is_host_end);
+            if !pods && veth::spoof_check::remove()? {
                 println!("removed the spoof check; the next ADD brings it back");
             }
             state_dir::remove_all()?;
@@ -54,7 +83,7 @@ fn act(arguments: &Arguments) -> Result<ExitCode> {
 /// from their turn.
 fn for_each(
     arguments: &Arguments,
-    handle: fn(&RoutingNetwork) -> Result<ExitCode>,
+    handle: impl Fn(&RoutingNetwork) -> Result<ExitCode>,
 ) -> Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     let mut failed = Vec::new();
@@ -66,6 +95,28 @@ fn for_each(
         }
     }
     if failed.is_empty() { Ok(code) } else { bail!("{}", failed.join("\nweft: ")) }
+}
+
+/// Prints what `describe` says of every network as one JSON document.
+fn print_json(
+    arguments: &Arguments,
+    describe: impl Fn(&RoutingNetwork) -> Result<Value>,
+) -> Result<ExitCode> {
+    let networks = conflist::networks(arguments.conf.as_deref())?;
+    let described = networks.iter().map(describe).collect::<Result<Vec<Value>>>()?;
+    print::print(&format!("{:#}\n", serde_json::json!({ "networks": described })))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn release(arguments: &Arguments, what: &str, interface: Option<&str>) -> Result<ExitCode> {
+    let mut released = 0;
+    for network in conflist::networks(arguments.conf.as_deref())? {
+        released += ipam::release(&network, what, interface)?;
+    }
+    match released {
+        0 => bail!("{what}: nothing is leased to it; weft ipam lists the leases"),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }
 
 fn sync_one(network: &RoutingNetwork) -> Result<ExitCode> {
@@ -80,6 +131,11 @@ fn sync_one(network: &RoutingNetwork) -> Result<ExitCode> {
 fn plan_one(network: &RoutingNetwork) -> Result<ExitCode> {
     let outcome = sync(&network.config, Do::Plan, &mut Rtnetlink::open()?)?;
     report(network, &outcome, "nothing to do", "change(s) to make:");
+    let own_ranges = node::pod_ranges(&network.config.network, &network.config.source)?;
+    for (chain, commands) in in_the_way::in_the_way(&own_ranges)? {
+        println!("  # {chain} drops what no rule before accepts; to let pods through:");
+        commands.iter().for_each(|command| println!("  #   {command}"));
+    }
     let code = if outcome.changes.is_empty() { 0 } else { CHANGES };
     Ok(ExitCode::from(code))
 }

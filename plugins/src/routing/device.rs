@@ -55,6 +55,8 @@ pub(super) struct Steps {
     before: Vec<Step>,
     /// After the entries: what is surplus goes when nothing is sent to it any more.
     after: Vec<Step>,
+    /// The device that stays, whatever it is called.
+    kept: Option<Link>,
 }
 
 impl Steps {
@@ -64,20 +66,27 @@ impl Steps {
             wanted.and_then(|wanted| ours.iter().find(|link| can_become(config, link, wanted)));
         let surplus = ours.iter().filter(|link| kept.is_none_or(|kept| kept.index != link.index));
         let surplus: Vec<Step> = surplus.cloned().map(Step::Delete).collect();
-        match (wanted, kept) {
-            (None, _) => Self { before: Vec::new(), after: surplus },
+        let (before, after) = match (wanted, kept) {
+            (None, _) => (Vec::new(), surplus),
             // Name, address or port may be what the new device needs.
             (Some(wanted), None) => {
                 let create = Step::Create(wanted.clone());
-                Self { before: surplus.into_iter().chain([create]).collect(), after: Vec::new() }
+                (surplus.into_iter().chain([create]).collect(), Vec::new())
             }
             (Some(wanted), Some(link)) => {
                 let change = in_place(link, wanted);
                 let changes = change != InPlace::default();
                 let change = changes.then(|| Step::Change(link.clone(), change));
-                Self { before: surplus.into_iter().chain(change).collect(), after: Vec::new() }
+                (surplus.into_iter().chain(change).collect(), Vec::new())
             }
-        }
+        };
+        let kept = kept.cloned();
+        Self { before, after, kept }
+    }
+
+    /// The device that stays; none where it is made anew, or gone.
+    pub(super) fn kept(&self) -> Option<&Link> {
+        self.kept.as_ref()
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -4,7 +4,7 @@
 use cluster::{Family, Map, Node, Way};
 use cni::{Code, Error};
 use ipnetwork::IpNetwork;
-use kernel::link::HOST_END_GROUP;
+use kernel::link::HOST_END_GROUPS;
 use kernel::netlink::Socket;
 use kernel::nft::{self, Table};
 
@@ -72,11 +72,21 @@ fn peer_guard(config: &Config, map: &Map, own: &Node, held: &Held) -> Option<Tab
         port,
         vni: config.vni,
         device: &config.device,
-        host_ends: HOST_END_GROUP,
+        host_ends: &HOST_END_GROUPS,
         guard: config.peer_guard,
         no_track: config.no_track,
     };
     guard.table()
+}
+
+/// Names of the network's tables that shall be there, and whether each is.
+pub(super) fn present(wanted: &[Table]) -> Result<Vec<(String, bool)>, Error> {
+    let mut socket = Socket::netfilter().map_err(refused)?;
+    let state = |table: &Table| {
+        let installed = nft::installed(&mut socket, &table.proof()).map_err(refused)?;
+        Ok((table.name().to_owned(), installed))
+    };
+    wanted.iter().map(state).collect()
 }
 
 /// Brings the kernel's tables in line; returns the changes, for people.

@@ -7,10 +7,11 @@ use cluster::{Family, Map, Node};
 use cni::{Code, Error};
 use ipnetwork::IpNetwork;
 use kernel::Rtnetlink;
-use kernel::link::{HOST_END_GROUP, Link};
+use kernel::link::Link;
 use kernel::route::{Filter, Kind, Route, TABLE_MAIN};
 
 use super::config::Config;
+use crate::attachment::is_host_end;
 use crate::failure::{invalid_config, refused};
 use crate::node;
 use crate::veth::POD_ROUTE_PROTOCOL;
@@ -81,7 +82,7 @@ fn by_route_to_peers(
         let Some(dev) = way.dev.filter(|_| way.kind == Kind::Unicast) else { continue };
         let Some(link) = host.link(dev).map_err(refused)? else { continue };
         // A peer whose address lies inside a pod range of ours leads nowhere.
-        if link.group == HOST_END_GROUP || link.name == config.device {
+        if is_host_end(&link) || link.name == config.device {
             continue;
         }
         if let Some(local) = local_on(&link, own, family, host)?.or(way.src) {
@@ -120,7 +121,7 @@ fn found(link: &Link, local: IpAddr) -> Underlay {
 
 fn link_names(host: &mut Rtnetlink) -> Result<String, Error> {
     let links = host.links().map_err(refused)?;
-    let names = links.iter().filter(|link| link.group != HOST_END_GROUP && !link.loopback);
+    let names = links.iter().filter(|link| !is_host_end(link) && !link.loopback);
     Ok(names.map(|link| link.name.as_str()).collect::<Vec<_>>().join(", "))
 }
 

@@ -8,11 +8,12 @@ mod difference;
 mod firewall;
 mod held;
 mod host;
-mod masquerade;
+pub(crate) mod masquerade;
 mod observed;
 mod peer_guard;
 mod pods;
 pub(crate) mod stamp;
+pub(crate) mod survey;
 pub(crate) mod sync;
 pub(crate) mod teardown;
 
@@ -21,6 +22,7 @@ use kernel::Rtnetlink;
 
 use crate::attachment::open_netns;
 use crate::failure::refused;
+use crate::trace::phase;
 use config::Config;
 
 /// The plugin.
@@ -28,12 +30,15 @@ pub(crate) struct Routing;
 
 impl Plugin for Routing {
     fn add(&self, attachment: &Attachment, network: &Network) -> Result<AddResult, Error> {
+        phase("parse");
         let mut result = network.require_prev_result()?.clone();
         let config = Config::read(network)?;
         let pod = open_netns(attachment)?;
         let mut host = Rtnetlink::open().map_err(refused)?;
         let mtu = sync::ensure(&config, &mut host)?;
+        phase("sync check");
         pods::adjust_attachment(attachment, &pod, &mut result, mtu, &mut host)?;
+        phase("mtu");
         Ok(result)
     }
 

@@ -37,7 +37,7 @@ impl Observed {
             let addresses = host.addresses(Some(device.index)).map_err(refused)?;
             observed.addresses = addresses.iter().map(|address| address.address).collect();
             let ours = |state, external: bool| state == State::Permanent && !external;
-            let neighbours = host.neighbours(device.index).map_err(refused)?;
+            let neighbours = host.neighbours(Some(device.index)).map_err(refused)?;
             observed.neighbours =
                 neighbours.into_iter().filter(|n| ours(n.state, n.external)).collect();
             let fdb = host.fdb(device.index).map_err(refused)?;

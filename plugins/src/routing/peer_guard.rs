@@ -19,8 +19,8 @@ pub(crate) struct PeerGuard<'a> {
     pub(crate) vni: u32,
     /// Name of the VXLAN device.
     pub(crate) device: &'a str,
-    /// Link group of the pods' host ends.
-    pub(crate) host_ends: u32,
+    /// Link groups of the pods' host ends.
+    pub(crate) host_ends: &'a [u32],
     /// Whether VXLAN from elsewhere is dropped.
     pub(crate) guard: bool,
     /// Whether the tunnel's packets are kept out of connection tracking.
@@ -90,7 +90,7 @@ impl PeerGuard<'_> {
 
     fn for_this_host(&self, ends: &Ends) -> Vec<Rule> {
         let mut rules = vec![self.not_ours()];
-        let from_pods = self.pods_packets().into_iter();
+        let from_pods = self.pods_packets();
         rules.extend(from_pods.map(|rule| rule.count().drop().comment("from a pod to this host")));
         rules.extend(ends.0.iter().map(|set| self.tracking(Rule::new().source_in(set)).accept()));
         rules.push(Rule::new().count().drop().comment("from no tunnel end"));
@@ -111,14 +111,16 @@ impl PeerGuard<'_> {
 
     fn pod_to_node(&self, ends: &Ends) -> impl Iterator<Item = Rule> {
         let to_ends = |rule: Rule| ends.0.iter().map(move |set| rule.clone().destination_in(set));
-        let rules = self.pods_packets().into_iter().flat_map(to_ends);
+        let rules = self.pods_packets().flat_map(to_ends);
         rules.map(|rule| rule.count().drop().comment("from a pod to a node"))
     }
 
     /// Pods' packets, whatever their source: of pods here, and of pods elsewhere,
     /// which come out of the tunnel. Nodes reach each other beside the tunnel.
-    fn pods_packets(&self) -> [Rule; 2] {
-        [Rule::new().from_link_group(self.host_ends), Rule::new().from_link(self.device)]
+    fn pods_packets(&self) -> impl Iterator<Item = Rule> {
+        let from_group = |&group: &u32| Rule::new().from_link_group(group);
+        let here = self.host_ends.iter().map(from_group);
+        here.chain([Rule::new().from_link(self.device)])
     }
 
     fn not_ours(&self) -> Rule {

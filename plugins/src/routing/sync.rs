@@ -127,7 +127,10 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
         }
         steps.apply_before(config, host)?;
     }
-    let device = find_device(config, what, wanted.is_some(), host)?;
+    let device = match what {
+        Do::Plan => steps.kept().cloned(),
+        _ => find_device(config, wanted.is_some(), host)?,
+    };
     state.place(device.as_ref().map_or(0, |link| link.index));
     converge_entries(config, &view, &mut state, device.as_ref(), what, &mut outcome, host)?;
     outcome.changes.extend(steps.after_words(&underlay.name));
@@ -136,11 +139,11 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
     }
     let tables = firewall::tables(config, &loaded.map, own, &state.held);
     outcome.changes.extend(firewall::converge(config, &tables, what)?);
-    pods::adjust_mtu(config, state.pod_mtu, what, &mut outcome, host)?;
+    pods::converge(config, state.pod_mtu, what, &mut outcome, host)?;
     if what != Do::Plan {
         config.source.keep(loaded)?;
         // Looked up again: what was done to it since is part of it.
-        let device = find_device(config, what, wanted.is_some(), host)?;
+        let device = find_device(config, wanted.is_some(), host)?;
         let (device, state, tables) = (device.as_ref(), &state, tables.as_slice());
         stamp::write(Facts { config, loaded, own, underlay, device, state, tables })?;
     }
@@ -186,18 +189,13 @@ fn has(node: &Node, family: Family) -> bool {
 }
 
 /// The VXLAN device under its name, if it is wanted.
-fn find_device(
-    config: &Config,
-    what: Do,
-    wanted: bool,
-    host: &mut Rtnetlink,
-) -> Result<Option<Link>, Error> {
+fn find_device(config: &Config, wanted: bool, host: &mut Rtnetlink) -> Result<Option<Link>, Error> {
     if !wanted {
         return Ok(None);
     }
     let link = host.link_by_name(&config.device).map_err(refused)?;
     let link = link.filter(|link| link.vxlan.is_some());
-    if link.is_none() && what != Do::Plan {
+    if link.is_none() {
         let msg = format!("VXLAN device {} vanished while it was set up", config.device);
         return Err(Error::new(Code::Kernel, msg));
     }

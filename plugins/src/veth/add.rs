@@ -11,11 +11,12 @@ use nix::errno::Errno;
 use super::config::Config;
 use super::plan::{Plan, is_default};
 use super::spoof_check;
-use crate::attachment::{Alias, Id, open_netns, random_index};
+use crate::attachment::{Alias, Id, is_unfinished, open_netns, random_index};
 use crate::failure::refused;
 use crate::forwarding;
 use crate::ipam::Ipam;
 use crate::node::{self, Source};
+use crate::trace::phase;
 
 /// Attempts at an index that no link has.
 const INDEX_ATTEMPTS: usize = 16;
@@ -24,6 +25,7 @@ const ETHERNET_MTU: u32 = 1500;
 
 /// Makes the attachment.
 pub(super) fn add(attachment: &Attachment, network: &Network) -> Result<AddResult, Error> {
+    phase("parse");
     let config = Config::read(attachment, network)?;
     let ipam = Ipam::of(network)?;
     let id = Id::of(&network.name, &attachment.key);
@@ -37,7 +39,9 @@ pub(super) fn add(attachment: &Attachment, network: &Network) -> Result<AddResul
     }
     let mtu = config.mtu.map_or_else(|| underlay_mtu(network, &mut host), Ok)?;
 
+    phase("preparation");
     let given = ipam.add(attachment, network)?;
+    phase("ipam");
     let made = attach(id, &config, &given, mtu, attachment, network, &namespaces, &mut host);
     let plan = match made {
         Ok(plan) => plan,
@@ -78,12 +82,14 @@ fn attach(
     let mut plan = Plan::new(id, config, given, mtu, random_index())?;
     let pod_name = &attachment.key.ifname;
     let inside = || make_pod_end(&mut plan, pod_name, config, namespaces);
-    namespaces.pod.run(&namespaces.host, inside).map_err(refused)??;
+    let inside = namespaces.pod.run(&namespaces.host, inside).map_err(refused)?;
+    inside.inspect_err(|_| remove_unfinished(&plan.host_name, host))?;
     let alias = Alias {
         network: network.name.clone(),
         key: attachment.key.clone(),
         netns: attachment.netns.as_ref().map_or(String::new(), |path| path.display().to_string()),
     };
+    phase("pod addresses and routes");
     let set_up =
         prepare_host(&plan, config, host).and_then(|()| make_host_end(&plan, &alias.text(), host));
     if let Err(error) = set_up {
@@ -94,14 +100,29 @@ fn attach(
             _ => error,
         });
     }
+    phase("host addresses and routes");
     Ok(plan)
+}
+
+/// Removes a pair that the kernel has made although its answer was lost. What stays
+/// is found and removed by DEL and GC.
+fn remove_unfinished(host_name: &str, host: &mut Rtnetlink) {
+    if let Ok(Some(link)) = host.link_by_name(host_name)
+        && is_unfinished(&link)
+    {
+        let _ = host.request(delete(link.index));
+    }
 }
 
 /// What the host needs once for all pods. It is not undone, so it comes after what
 /// can fail for one pod alone, and before the host's end is up.
 fn prepare_host(plan: &Plan, config: &Config, host: &mut Rtnetlink) -> Result<(), Error> {
     forwarding::enable(plan.has(false), plan.has(true), host)?;
-    if config.spoof_check { spoof_check::ensure() } else { Ok(()) }
+    if config.spoof_check {
+        spoof_check::ensure()?;
+    }
+    phase("spoof check");
+    Ok(())
 }
 
 /// Makes the pair and sets up the pod's end; runs inside the pod's namespace.
@@ -112,12 +133,10 @@ fn make_pod_end(
     namespaces: &Namespaces,
 ) -> Result<(), Error> {
     let mut pod = Rtnetlink::open().map_err(refused)?;
+    phase("namespace entry");
     make_pair(plan, pod_name, namespaces, &mut pod)?;
-    set_up_pod_end(plan, pod_name, config, &mut pod).inspect_err(|_| {
-        // The error that led here says more than one about the removal could;
-        // what stays is found and removed by DEL.
-        let _ = pod.request(delete(plan.index));
-    })
+    phase("link");
+    set_up_pod_end(plan, pod_name, config, &mut pod)
 }
 
 fn set_up_pod_end(
@@ -161,11 +180,15 @@ fn make_pair(
             host_mac: plan.host_mac,
             index: plan.index,
             mtu: plan.mtu,
+            group: plan.group,
             host_netns: namespaces.host.as_fd(),
         };
         match pod.request(pair.message()) {
             Ok(()) => return Ok(()),
             Err(e) if e.errno == Errno::EBUSY => plan.index = random_index(),
+            Err(e) if e.is_exists() && pod.link(plan.index).map_err(refused)?.is_some() => {
+                plan.index = random_index();
+            }
             Err(e) if e.is_exists() => return Err(already_there(plan, pod_name, pod, &e)),
             Err(e) => {
                 let what = format!("cannot make the veth pair {pod_name} - {}", plan.host_name);
@@ -222,6 +245,7 @@ fn make_host_end(plan: &Plan, alias: &str, host: &mut Rtnetlink) -> Result<(), E
     if plan.has(true) {
         sysctl::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0").map_err(refused)?;
     }
+    phase("host sysctls");
     let mut steps = Steps::default();
     let up = LinkChange { up: Some(true), alias: Some(alias), ..LinkChange::default() };
     steps.push(up.message(plan.index), || format!("ip link set {name} {}", up.words()));

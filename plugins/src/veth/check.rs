@@ -6,7 +6,9 @@ use std::path::Path;
 use cni::{AddResult, Attachment, Error, Network};
 use kernel::Rtnetlink;
 use kernel::netns::Netns;
+use kernel::route::{Filter, Kind};
 
+use super::config::Config;
 use super::plan::host_prefix;
 use crate::attachment::{Id, is_host_end};
 use crate::failure::{check_failed, refused};
@@ -15,16 +17,17 @@ use crate::ipam::Ipam;
 /// Fails if something is missing.
 pub(super) fn check(attachment: &Attachment, network: &Network) -> Result<(), Error> {
     let result = network.require_prev_result()?;
+    let config = Config::read(attachment, network)?;
     let ifname = &attachment.key.ifname;
     let sandbox = attachment.netns.as_deref().unwrap_or(Path::new(""));
     let pod = Netns::open(sandbox).map_err(refused)?;
     let home = Netns::current().map_err(refused)?;
-    pod.run(&home, || check_pod_end(ifname, result)).map_err(refused)??;
+    pod.run(&home, || check_pod_end(ifname, result, config.default_route)).map_err(refused)??;
     check_host_end(attachment, network, result)?;
     Ipam::of(network)?.check(attachment, network)
 }
 
-fn check_pod_end(ifname: &str, result: &AddResult) -> Result<(), Error> {
+fn check_pod_end(ifname: &str, result: &AddResult, default_route: bool) -> Result<(), Error> {
     let mut pod = Rtnetlink::open().map_err(refused)?;
     let Some(link) = pod.link_by_name(ifname).map_err(refused)? else {
         return Err(check_failed(format!("interface {ifname} is gone from the container")));
@@ -41,8 +44,20 @@ fn check_pod_end(ifname: &str, result: &AddResult) -> Result<(), Error> {
             let msg = format!("address {ip} is gone from interface {ifname} in the container");
             return Err(check_failed(msg));
         }
+        if default_route && !has_default(ip.is_ipv6(), &mut pod)? {
+            let family = if ip.is_ipv6() { "IPv6" } else { "IPv4" };
+            let msg = format!("the container's default route of {family} is gone");
+            return Err(check_failed(msg));
+        }
     }
     Ok(())
+}
+
+/// In whichever table: a later plugin (`sbr`) may have moved it.
+fn has_default(ipv6: bool, pod: &mut Rtnetlink) -> Result<bool, Error> {
+    let family = if ipv6 { libc::AF_INET6 } else { libc::AF_INET } as u8;
+    let routes = pod.routes(Filter { family, ..Filter::default() }).map_err(refused)?;
+    Ok(routes.iter().any(|route| route.dst.prefix() == 0 && route.kind == Kind::Unicast))
 }
 
 fn check_host_end(

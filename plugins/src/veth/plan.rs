@@ -7,6 +7,7 @@ use cni::{AddResult, Error};
 use ipnetwork::IpNetwork;
 use kernel::MacAddress;
 use kernel::address::Address;
+use kernel::link::{HOST_END_GROUP, HOST_END_GROUP_UNCHECKED};
 use kernel::neighbour::{Neighbour, State};
 use kernel::route::{Route, Scope};
 
@@ -35,6 +36,8 @@ pub(super) struct Plan {
     /// Number of both ends.
     pub(super) index: u32,
     pub(super) mtu: u32,
+    /// Link group of the host's end.
+    pub(super) group: u32,
     /// The pod's addresses, each with the gateway used for it.
     pub(super) addresses: Vec<(IpNetwork, IpAddr)>,
     /// Routes that the IPAM gives.
@@ -68,6 +71,7 @@ impl Plan {
             pod_mac: config.mac.map_or_else(derived_mac, |mac| mac.0),
             index,
             mtu,
+            group: if config.spoof_check { HOST_END_GROUP } else { HOST_END_GROUP_UNCHECKED },
             addresses,
             routes: ipam.routes.clone(),
         })

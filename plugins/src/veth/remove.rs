@@ -5,18 +5,21 @@ use std::collections::BTreeSet;
 
 use cni::{Attachment, AttachmentKey, Code, Error, Network};
 use kernel::Rtnetlink;
-use kernel::link::{delete, delete_by_name};
+use kernel::link::{Link, delete, delete_by_name};
 
-use crate::attachment::{Alias, Id, is_host_end};
+use crate::attachment::{Alias, Id, is_host_end, is_name_busy, is_unfinished};
 use crate::failure::refused;
 use crate::ipam::Ipam;
+use crate::trace::phase;
 
 /// Removes the attachment, as far as it is there.
 pub(super) fn del(attachment: &Attachment, network: &Network) -> Result<(), Error> {
+    phase("parse");
     // An IPAM plugin that is missing is no reason to leave the link.
     let ipam = Ipam::of(network);
     let id = Id::of(&network.name, &attachment.key);
     let _lock = id.lock()?;
+    phase("preparation");
     match ipam {
         Ok(ipam) if ipam.needs_link() => {
             let released = ipam.del(attachment, network);
@@ -24,7 +27,10 @@ pub(super) fn del(attachment: &Attachment, network: &Network) -> Result<(), Erro
         }
         ipam => {
             remove_link(id)?;
-            ipam?.del(attachment, network)
+            phase("link");
+            let released = ipam?.del(attachment, network);
+            phase("ipam");
+            released
         }
     }
 }
@@ -37,6 +43,17 @@ fn remove_link(id: Id) -> Result<(), Error> {
     }
 }
 
+/// Whether nobody will finish the host end `link`: whoever made it was killed. Of which
+/// network it was cannot be told, and does not matter, as it never was a pod's.
+fn is_given_up(link: &Link, host: &mut Rtnetlink) -> Result<bool, Error> {
+    if is_name_busy(&link.name)? {
+        return Ok(false);
+    }
+    // It may have been finished before the lock was looked at.
+    let now = host.link(link.index).map_err(refused)?;
+    Ok(now.is_some_and(|now| now.name == link.name && is_unfinished(&now)))
+}
+
 /// Removes the pairs of this network that belong to no attachment in `valid`. One
 /// that is being made right now is left alone, whatever the caller knows.
 pub(super) fn gc(valid: &[AttachmentKey], network: &Network) -> Result<(), Error> {
@@ -45,11 +62,14 @@ pub(super) fn gc(valid: &[AttachmentKey], network: &Network) -> Result<(), Error
     let valid_keys: BTreeSet<_> = valid.iter().collect();
     let mut stale = Vec::new();
     for link in host.links_of_kind("veth").map_err(refused)?.into_iter().filter(is_host_end) {
-        let Some(alias) = link.alias.as_deref().and_then(Alias::parse) else { continue };
-        if alias.network != network.name || valid_keys.contains(&alias.key) {
-            continue;
-        }
-        if !Id::of(&network.name, &alias.key).is_busy()? {
+        let is_stale = match link.alias.as_deref().and_then(Alias::parse) {
+            Some(alias) if alias.network == network.name && !valid_keys.contains(&alias.key) => {
+                !Id::of(&network.name, &alias.key).is_busy()?
+            }
+            Some(_) => false,
+            None => is_unfinished(&link) && is_given_up(&link, &mut host)?,
+        };
+        if is_stale {
             stale.push(link);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use kernel::link::HOST_END_GROUP;
+use kernel::link::HOST_END_GROUPS;
 use kernel::netlink::Socket;
 use kernel::nft::remove;
 
@@ -62,7 +62,7 @@ fn guard(number: u8, guard: bool, no_track: bool) {
         port: PORT,
         vni: VNI.into(),
         device: "weft.1",
-        host_ends: HOST_END_GROUP,
+        host_ends: &HOST_END_GROUPS,
         guard,
         no_track,
     };
