@@ -163,12 +163,13 @@ impl Stage {
     pub(crate) fn state(&self, index: usize, devices: &[&str]) -> Result<String> {
         let mut script = String::from(
             "ip -4 route show table all proto 87 | sort\nip -6 route show table all proto 87 | sort\n\
-             ip nexthop show | sort\nnft -s list ruleset\n",
+             ip nexthop show | sort\nfor table in weft_87_masquerade weft_87_tunnel weft_spoof; do\n\
+             nft -s list table inet $table 2>/dev/null || true\ndone\n",
         );
         for device in devices {
             script.push_str(&format!(
                 "ip -d -o link show {device} | sed 's/^[0-9]*: //; s/ promiscuity.*vxlan/ vxlan/'\n\
-                 ip -o address show dev {device} | sed 's/^[0-9]*: //; s/\\\\.*//'\n\
+                 ip -o address show dev {device} | sed 's/^[0-9]*: //; s/\\\\.*//' | sort\n\
                  ip neighbour show dev {device} nud permanent | sort\n\
                  bridge fdb show dev {device} | sort\n\
                  cat /proc/sys/net/ipv6/conf/{device}/accept_ra\n\
