@@ -122,6 +122,17 @@ fn keys(random: &mut Random) -> (Value, Option<String>) {
     }
 }
 
+/// Peers with IPv6 pods are reported where the mode is native, for the lab's nodes have
+/// no IPv6 address; nothing else may be wrong.
+fn sync(stage: &Stage) -> Result<()> {
+    let output = stage.weft(1, &["sync"])?;
+    let warnings = output.stderr.lines().filter(|line| line.contains("warning: "));
+    let known = warnings.clone().all(|line| line.contains("has no IPv6 address"));
+    let code = i32::from(warnings.count() > 0);
+    ensure!(known && output.status.code() == Some(code), "{output}");
+    Ok(())
+}
+
 #[test]
 fn after_any_edit_a_node_equals_a_fresh_one() -> Result<()> {
     let soak = std::env::var_os("WEFT_SOAK").is_some();
@@ -155,7 +166,7 @@ fn after_any_edit_a_node_equals_a_fresh_one() -> Result<()> {
         };
         for stage in [&veteran, &fresh] {
             stage.node(1).write_file(NODE_MAP, map.to_string())?;
-            stage.weft(1, &["sync"])?.ok().with_context(context)?;
+            sync(stage).with_context(context)?;
         }
         let devices: Vec<&str> = device.as_deref().into_iter().collect();
         let (lived, wanted) = (veteran.state(1, &devices)?, fresh.state(1, &devices)?);
