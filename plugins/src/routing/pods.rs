@@ -9,7 +9,9 @@ use std::path::Path;
 use cni::{AddResult, Attachment, Error};
 use kernel::Rtnetlink;
 use kernel::link::{HOST_END_GROUP, Link, LinkChange};
+use kernel::netlink::Socket;
 use kernel::netns::Netns;
+use kernel::nft;
 
 use super::config::Config;
 use super::sync::{Do, Outcome};
@@ -53,7 +55,12 @@ pub(super) fn converge(
 /// somebody flushed would leave it away until the next ADD.
 fn keep_spoof_check(links: &[Link], what: Do, outcome: &mut Outcome) -> Result<(), Error> {
     let is_checked = |link: &Link| is_host_end(link) && link.group == HOST_END_GROUP;
-    if !links.iter().any(is_checked) || spoof_check::is_there()? {
+    if !links.iter().any(is_checked) {
+        return Ok(());
+    }
+    let proof = spoof_check::table(HOST_END_GROUP).proof();
+    let installed = Socket::netfilter().and_then(|mut socket| nft::installed(&mut socket, &proof));
+    if installed.map_err(refused)? {
         return Ok(());
     }
     if what != Do::Plan {

@@ -18,13 +18,6 @@ pub(crate) fn ensure() -> Result<(), Error> {
     })
 }
 
-/// Whether the check is in force in the thread's network namespace.
-pub(crate) fn is_there() -> Result<bool, Error> {
-    let proof = table(HOST_END_GROUP).proof();
-    let outcome = Socket::netfilter().and_then(|mut socket| nft::installed(&mut socket, &proof));
-    outcome.map_err(|e| Error::new(Code::Kernel, e.to_string()))
-}
-
 /// Takes the check away; false where there was none.
 pub(crate) fn remove() -> Result<bool, Error> {
     let outcome = Socket::netfilter().and_then(|mut socket| nft::remove(&mut socket, TABLE));
