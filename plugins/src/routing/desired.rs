@@ -20,7 +20,7 @@ use crate::failure::invalid_config;
 
 /// Metric of every route of ours. Left out, IPv6 routes would get 1024 and lose
 /// to those that BIRD (32) and FRR (20) put there, where IPv4's 0 would win.
-const METRIC: u32 = 8;
+pub(super) const METRIC: u32 = 8;
 /// Least MTU with IPv6 (RFC 8200 section 5).
 const MIN_MTU_IPV6: u32 = 1280;
 

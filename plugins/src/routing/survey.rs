@@ -11,7 +11,7 @@ use kernel::route::{Filter, TABLE_MAIN};
 use kernel::{MacAddress, Rtnetlink};
 
 use super::config::Config;
-use super::desired::{Desired, Inputs, desired, policy, tunnel_next_hop};
+use super::desired::{Desired, Inputs, METRIC, desired, policy, tunnel_next_hop};
 use super::difference::{Change, difference};
 use super::firewall;
 use super::host::{OnLink, underlay};
@@ -142,7 +142,9 @@ fn foreign_routes(protocol: u8, host: &mut Rtnetlink) -> Result<HashMap<IpNetwor
     for family in [libc::AF_INET, libc::AF_INET6] {
         let filter = Filter { family: family as u8, table: TABLE_MAIN, ..Filter::default() };
         let routes = host.routes(filter).map_err(refused)?;
-        let others = routes.iter().filter(|route| route.protocol != protocol);
+        // Those of a greater metric lose to ours.
+        let others =
+            routes.iter().filter(|route| route.protocol != protocol && route.metric <= METRIC);
         foreign.extend(others.map(|route| (route.dst, route.protocol)));
     }
     Ok(foreign)
