@@ -46,7 +46,7 @@ fn syncs_adds_and_status_at_once() -> Result<()> {
     };
     thread::scope(|scope| -> Result<()> {
         let loops =
-            [scope.spawn(&sync), scope.spawn(&sync), scope.spawn(&status), scope.spawn(&damage)];
+            [scope.spawn(sync), scope.spawn(sync), scope.spawn(status), scope.spawn(damage)];
         let storm = |number: usize| {
             let stage = &stage;
             move || -> Result<()> {
