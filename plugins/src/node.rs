@@ -241,18 +241,19 @@ pub(crate) fn pod_ranges(network: &str, source: &Source) -> Result<Vec<IpNetwork
     Ok(own(&loaded.map, source, None, &mut host)?.pod_ranges)
 }
 
-/// MTU of the link that holds this node's address; `None` where no map tells of
-/// this node, which is no error for a plugin that can do without.
+/// MTU of the link that holds this node's address, or where `routing` has told already
+/// what pods get, that: a host end whose MTU is changed has the kernel walk every
+/// IPv6 route of the node (`rt6_mtu_change`). `None` where no map tells of this
+/// node, which is no error for a plugin that can do without.
 pub(crate) fn underlay_mtu(
     network: &str,
     source: &Source,
     host: &mut Rtnetlink,
 ) -> Result<Option<u32>, Error> {
     if let Some(stamp) = Stamp::open(network).filter(|stamp| stamp.own_node(source).is_some())
-        && let Some(index) = stamp.underlay()
-        && let Some(link) = host.link(index).map_err(refused)?
+        && let Some(mtu) = stamp.pod_mtu()
     {
-        return Ok(Some(link.mtu));
+        return Ok(Some(mtu));
     }
     let Ok(loaded) = source.load() else { return Ok(None) };
     let Ok(own) = own(&loaded.map, source, None, host) else { return Ok(None) };
