@@ -165,7 +165,7 @@ pub(crate) fn recognise(
     seen.own_ranges = &ranges;
     match own_node(map, &seen) {
         Ok(own) => Ok((own.node.clone(), own.by.to_string())),
-        Err(OwnError::Quarantined { node, text }) if confirms(&ranges, &node) => {
+        Err(OwnError::Quarantined { node, text }) if confirms(&ranges, &node, protocol) => {
             log::warn!("{text}; it is used as it stands while the kernel has its own-range route");
             Ok((*node, "by its own-range route, while its record is quarantined".to_owned()))
         }
@@ -173,8 +173,13 @@ pub(crate) fn recognise(
     }
 }
 
-fn confirms(ranges: &[IpNetwork], node: &Node) -> bool {
-    !node.pod_ranges.is_empty() && node.pod_ranges.iter().all(|range| ranges.contains(range))
+/// Whether the own-range routes are those of the record: all of it, and where the
+/// routes are of one network alone, nothing beside, for a range that can no longer
+/// be read would be taken away.
+fn confirms(ranges: &[IpNetwork], node: &Node, protocol: Option<u8>) -> bool {
+    let known = node.pod_ranges.iter().all(|range| ranges.contains(range));
+    let whole = protocol.is_none() || ranges.iter().all(|range| node.pod_ranges.contains(range));
+    !node.pod_ranges.is_empty() && known && whole
 }
 
 fn not_told(error: &OwnError) -> Error {
@@ -236,18 +241,19 @@ pub(crate) fn pod_ranges(network: &str, source: &Source) -> Result<Vec<IpNetwork
     Ok(own(&loaded.map, source, None, &mut host)?.pod_ranges)
 }
 
-/// MTU of the link that holds this node's address; `None` where no map tells of
-/// this node, which is no error for a plugin that can do without.
+/// MTU of the link that holds this node's address, or where `routing` has told already
+/// what pods get, that: a host end whose MTU is changed has the kernel walk every
+/// IPv6 route of the node (`rt6_mtu_change`). `None` where no map tells of this
+/// node, which is no error for a plugin that can do without.
 pub(crate) fn underlay_mtu(
     network: &str,
     source: &Source,
     host: &mut Rtnetlink,
 ) -> Result<Option<u32>, Error> {
     if let Some(stamp) = Stamp::open(network).filter(|stamp| stamp.own_node(source).is_some())
-        && let Some(index) = stamp.underlay()
-        && let Some(link) = host.link(index).map_err(refused)?
+        && let Some(mtu) = stamp.pod_mtu()
     {
-        return Ok(Some(link.mtu));
+        return Ok(Some(mtu));
     }
     let Ok(loaded) = source.load() else { return Ok(None) };
     let Ok(own) = own(&loaded.map, source, None, host) else { return Ok(None) };

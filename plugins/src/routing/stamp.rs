@@ -222,7 +222,7 @@ impl Stamp {
     }
 
     /// MTU of pods.
-    pub(super) fn pod_mtu(&self) -> Option<u32> {
+    pub(crate) fn pod_mtu(&self) -> Option<u32> {
         self.field("mtu")?.parse().ok()
     }
 
@@ -235,11 +235,6 @@ impl Stamp {
             return None;
         }
         Map::from_json(self.field("own")?.as_bytes(), "stamp").ok()?.nodes.into_iter().next()
-    }
-
-    /// The underlay's number.
-    pub(crate) fn underlay(&self) -> Option<u32> {
-        self.field("underlay")?.split(' ').next()?.parse().ok()
     }
 
     fn is_of(&self, dir: &Path) -> Option<bool> {
