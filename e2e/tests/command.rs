@@ -7,6 +7,9 @@ use e2e::{
 };
 use serde_json::{Value, json};
 
+/// Seconds for the answer to a ping that is to be answered, on a busy machine too.
+const PATIENCE: f32 = 10.0;
+
 const CONFLIST: &str = "/etc/cni/net.d/10-pods.conflist";
 
 fn conflist(mode: &str) -> Value {
@@ -222,12 +225,14 @@ fn status_tells_missing_and_foreign_from_well() -> Result<()> {
     node.sh(
         "ip route del 10.0.2.0/24; ip route add 10.0.2.0/24 via 192.168.211.129 proto 99
              ip -6 route del fd10::/64
+             ip route add 10.0.0.0/24 via 192.168.211.129 proto 99 metric 32
              nft flush ruleset; nft add table inet fw
              nft 'add chain inet fw forward { type filter hook forward priority 0; policy drop; }'",
     )?;
     let status = json_of(node, &["status", "-o", "json"])?;
     assert_eq!(state_of(&status, "worker2", "ipv4"), "foreign");
     assert_eq!(state_of(&status, "worker2", "ipv6"), "ok");
+    assert_eq!(state_of(&status, "control-plane", "ipv4"), "ok", "a worse route is no matter");
     assert_eq!(state_of(&status, "control-plane", "ipv6"), "missing");
     assert!(status["changes"].as_array().is_some_and(|changes| changes.len() >= 3), "{status}");
     assert_eq!(status["tables"][0]["installed"], false, "{status}");
@@ -251,16 +256,17 @@ fn the_command_against_a_firewall_lets_pods_through() -> Result<()> {
         pods.push(pod);
     }
     let node = lab.node("worker1")?;
-    let reach = |family| -> Result<bool> {
-        Ok(ping(&pods[0], pods[1].addr(family)?, &PingOptions::default())?.all())
+    let reach = |family, wait| -> Result<bool> {
+        let options = PingOptions { wait, ..PingOptions::default() };
+        Ok(ping(&pods[0], pods[1].addr(family)?, &options)?.all())
     };
-    assert!(reach(Family::V4)? && reach(Family::V6)?);
+    assert!(reach(Family::V4, PATIENCE)? && reach(Family::V6, PATIENCE)?);
     assert!(says(node, 0, &["status"])?.contains("none in the way"));
     node.sh(
         "nft add table inet fw
              nft 'add chain inet fw forward { type filter hook forward priority 0; policy drop; }'",
     )?;
-    assert!(!reach(Family::V4)? && !reach(Family::V6)?);
+    assert!(!reach(Family::V4, 1.0)? && !reach(Family::V6, 1.0)?);
     let status = json_of(node, &["status", "-o", "json"])?;
     let commands = status["firewalls"][0]["commands"].as_array().context("no commands")?;
     let commands: Vec<&str> = commands.iter().filter_map(Value::as_str).collect();
@@ -269,7 +275,7 @@ fn the_command_against_a_firewall_lets_pods_through() -> Result<()> {
         assert!(commands.iter().all(|command| text.contains(command)), "{words:?}: {text}");
     }
     node.sh(&commands.join("\n"))?;
-    assert!(reach(Family::V4)? && reach(Family::V6)?, "{commands:?}");
+    assert!(reach(Family::V4, PATIENCE)? && reach(Family::V6, PATIENCE)?, "{commands:?}");
     Ok(())
 }
 

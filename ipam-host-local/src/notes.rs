@@ -450,6 +450,29 @@ mod tests {
     }
 
     #[test]
+    fn an_index_that_lacks_pages_is_refused() {
+        let max = u64::MAX;
+        let whole = of(&[noted(1, true)], &[]);
+        let (directory, table) = (whole.directory, whole.table);
+        let length = whole.file.metadata().unwrap().len();
+        for (directory, table, length) in [
+            (max, table, length),
+            (directory, max, length),
+            (max / PAGE as u64, table, length),
+            (directory, 1 << 40, length),
+            (directory, table, length - PAGE as u64),
+        ] {
+            let Notes { file, .. } = of(&[noted(1, true)], &[]);
+            let head =
+                format!("{FORMAT}\nboot boot\nseal -5\ndirectory {directory}\ntable {table}\n");
+            file.write_all_at(head.as_bytes(), 0).unwrap();
+            file.set_len(length).unwrap();
+            assert!(Notes::open(file).is_err(), "{head} in {length} bytes");
+        }
+        assert!(Notes::open(whole.file).is_ok());
+    }
+
+    #[test]
     fn a_full_table_asks_to_be_made_anew_and_loses_nothing() {
         let mut notes = empty();
         let leases: Vec<_> = (0..5000).map(|n| Noted { hash: 3, ..noted(n, true) }).collect();

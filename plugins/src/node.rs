@@ -16,7 +16,6 @@ use kernel::route::{Filter, Kind};
 use serde_json::Value;
 
 use crate::failure::refused;
-use crate::routing::config::DEFAULT_PROTOCOL;
 use crate::routing::stamp::Stamp;
 use crate::state_dir;
 
@@ -125,7 +124,7 @@ impl Source {
 
 /// Which node of `map` this host is. A record of ours that is quarantined goes on
 /// being used while our own-range route confirms it: another node's mistake must
-/// not stop this one.
+/// not stop this one. Own-range routes are those of `protocol`, or of any.
 ///
 /// # Errors
 /// Code 7 where it is none of them or cannot be told; 11 where its record has no
@@ -133,7 +132,7 @@ impl Source {
 pub(crate) fn own(
     map: &Map,
     source: &Source,
-    protocol: u8,
+    protocol: Option<u8>,
     host: &mut Rtnetlink,
 ) -> Result<Node, Error> {
     recognise(map, source, protocol, host).map(|(node, _)| node)
@@ -143,7 +142,7 @@ pub(crate) fn own(
 pub(crate) fn recognise(
     map: &Map,
     source: &Source,
-    protocol: u8,
+    protocol: Option<u8>,
     host: &mut Rtnetlink,
 ) -> Result<(Node, String), Error> {
     let addresses = host_addresses(host)?;
@@ -198,7 +197,8 @@ fn host_addresses(host: &mut Rtnetlink) -> Result<Vec<(IpAddr, String)>, Error> 
     Ok(addresses.iter().filter_map(|a| Some((a.address.ip(), name_of(a.index)?))).collect())
 }
 
-fn own_range_routes(protocol: u8, host: &mut Rtnetlink) -> Result<Vec<IpNetwork>, Error> {
+fn own_range_routes(protocol: Option<u8>, host: &mut Rtnetlink) -> Result<Vec<IpNetwork>, Error> {
+    let protocol = protocol.unwrap_or(0);
     let mut ranges = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         let filter = Filter { family: family as u8, protocol, ..Filter::default() };
@@ -255,7 +255,7 @@ pub(crate) fn ranges_of(
     }
     let mut host = Rtnetlink::open().map_err(refused)?;
     let loaded = source.load()?;
-    Ok(own(&loaded.map, source, DEFAULT_PROTOCOL, &mut host)?.pod_ranges)
+    Ok(own(&loaded.map, source, None, &mut host)?.pod_ranges)
 }
 
 /// MTU for a pod: what the last sync found, while the link that it derived it from
@@ -274,7 +274,7 @@ pub(crate) fn pod_mtu(
         return Ok(Some(derived.unwrap_or(link.mtu)));
     }
     let Ok(loaded) = source.load() else { return Ok(None) };
-    let Ok(own) = own(&loaded.map, source, DEFAULT_PROTOCOL, host) else { return Ok(None) };
+    let Ok(own) = own(&loaded.map, source, None, host) else { return Ok(None) };
     Ok(link_of(&own, None, host)?.map(|(link, _)| link.mtu))
 }
 

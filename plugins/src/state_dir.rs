@@ -57,10 +57,11 @@ fn lock_error(name: &str, error: &std::io::Error) -> Error {
     Error::new(Code::Io, format!("cannot lock {}: {error}", path(name).display()))
 }
 
-/// Writes the file `name` whole or not at all.
+/// Writes the file `name` whole or not at all. Writers of one file hold a lock
+/// against each other; what a killed one leaves, the next writes over.
 pub(crate) fn write(name: &str, content: &[u8]) -> Result<(), Error> {
     let path = path(name);
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let temporary = Path::new(DIRECTORY).join(format!("{name}.tmp"));
     let put = || -> std::io::Result<()> {
         make()?;
         let mut file = File::create(&temporary)?;

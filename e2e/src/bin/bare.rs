@@ -69,6 +69,7 @@ fn add() -> Result<()> {
     pod.run(&home, || -> Result<()> {
         let mut inside = Rtnetlink::open()?;
         let pair = VethPair {
+            group: kernel::link::HOST_END_GROUP,
             pod_name: &pod_name,
             pod_mac: POD_MAC,
             host_name: &host_name,

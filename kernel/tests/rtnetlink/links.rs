@@ -16,6 +16,7 @@ const INDEX: u32 = 0x01ab_cdef;
 
 fn pair<'a>(pod_name: &'a str, host_name: &'a str, index: u32, host: &'a Netns) -> VethPair<'a> {
     VethPair {
+        group: kernel::link::HOST_END_GROUP,
         pod_name,
         pod_mac: [0x0a, 0x58, 10, 0, 1, 2],
         host_name,

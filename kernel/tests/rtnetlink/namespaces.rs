@@ -76,6 +76,7 @@ fn nsid_is_that_of_the_other_end_of_a_pair() {
         let mut socket = Rtnetlink::open().unwrap();
         assert_eq!(socket.nsid(&pod).unwrap(), None);
         let pair = VethPair {
+            group: kernel::link::HOST_END_GROUP,
             pod_name: "eth0",
             pod_mac: [2, 0, 0, 0, 0, 1],
             host_name: "host0",

@@ -46,9 +46,9 @@ Usage: weft COMMAND [--conf FILE]
 Commands act on every network in /etc/cni/net.d that has the plugin `routing`,
 or on the one in FILE.
 
-  sync      Bring this node's kernel to the state that the node map asks for
-  plan      Print what sync would change, as ip and bridge commands
-  teardown  Remove devices, routes and caches; pods, leases and sysctls stay
+  sync               Bring this node's kernel to the state that the node map asks for
+  plan               Print what sync would change, as ip and bridge commands
+  teardown           Remove devices, routes, tables and caches; pods and leases stay
   status             Print how this node, its peers and ranges stand
   trace SRC DST      Print which way a packet goes from this node, and why
   export router      Print the routes that the physical network's router misses
@@ -57,8 +57,8 @@ or on the one in FILE.
   nodes import       Write the node map from `kubectl get nodes -o json`
   ipam               Print ranges and leases of host-local
   ipam release       Free an address whose interface is gone
-  version   Print versions
-  help      Print this, or with a command, what it does in full
+  version            Print versions
+  help               Print this, or with a command, what it does in full
 
 Exit status: 0 done or nothing to do, 1 error, 2 (plan) there are changes.
 ";
@@ -285,4 +285,55 @@ fn help_on(names: &[String]) -> Result<&'static str> {
         ["trace"] => trace::HELP,
         [other, ..] => bail!("{other:?} is no command; see weft help"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments> {
+        Arguments::parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn options_go_anywhere_and_both_ways() {
+        let plan = parse("plan --conf /a").expect("good");
+        assert_eq!((plan.action, plan.conf), (Action::Plan, Some(PathBuf::from("/a"))));
+        assert_eq!(parse("--conf=/a plan").expect("good").conf, Some(PathBuf::from("/a")));
+        assert!(parse("ipam -o json").expect("good").json);
+        let release = parse("ipam release c1 eth0").expect("good").action;
+        assert_eq!(release, Action::Release("c1".to_owned(), Some("eth0".to_owned())));
+        assert_eq!(
+            parse("nodes import -").expect("good").action,
+            Action::ImportNodes(nodes::Target::StandardOutput)
+        );
+    }
+
+    #[test]
+    fn bgp_is_for_this_node_a_node_or_the_router() {
+        let whose = |line| match parse(line).expect("good").action {
+            Action::ExportBgp(request) => request.whose,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(whose("export bird"), bgp::Whose::ThisNode);
+        assert_eq!(whose("export frr --router --as 65000"), bgp::Whose::Router);
+        assert_eq!(whose("export frr b --peer 10.0.0.1"), bgp::Whose::Node("b".to_owned()));
+    }
+
+    #[test]
+    fn what_no_command_takes_is_refused() {
+        for line in [
+            "",
+            "sync all",
+            "sync -o json",
+            "plan --peer 10.0.0.1",
+            "plan --conf",
+            "export",
+            "export router --router",
+            "export bird --as x",
+            "plan --conf a --conf b",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
 }

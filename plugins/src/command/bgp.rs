@@ -36,8 +36,8 @@ them, whole, as /etc/bird/bird.conf or /etc/frr/frr.conf:
   ipv6NativeRoutingCIDR and as long as the others, so that a node added later is
   reached without a change of the router.
 
-  --peer ADDRESS   The router, once for IPv4 and once for IPv6; by default the
-                   gateway of this host's route to the other nodes
+  --peer ADDRESS   A router, at least one for IPv4 and one for IPv6; by default
+                   the gateway of this host's route to the other nodes
   --as N           AS number of the nodes, 64512 by default
   --router-as N    AS number of the router, 64513 by default
 
@@ -94,12 +94,12 @@ pub(super) struct Speaker {
     pub(super) notes: Vec<String>,
 }
 
-/// A session with the router, and what is announced in it.
+/// Sessions with the routers, and what is announced in them.
 #[derive(Clone, Debug)]
 pub(super) struct Session {
     pub(super) family: Family,
     pub(super) local: IpAddr,
-    pub(super) router: IpAddr,
+    pub(super) routers: Vec<IpAddr>,
     pub(super) ranges: Vec<IpNetwork>,
 }
 
@@ -170,7 +170,7 @@ fn speaker(request: &Request, whose: &Whose, config: &Config, map: &Map) -> Resu
                 format!("{} has no node {name:?} with addresses and pod ranges", map.origin)
             })?
         }
-        _ => node::own(map, &config.source, config.protocol, &mut host)?,
+        _ => node::own(map, &config.source, Some(config.protocol), &mut host)?,
     };
     let mut peers = request.peers.clone();
     if peers.is_empty() && *whose == Whose::ThisNode {
@@ -224,16 +224,17 @@ fn sessions(request: &Request, own: &Node, peers: &[IpAddr]) -> Speaker {
         }
         let mut own_addresses = own.addresses.iter().map(|address| address.ip);
         let local = own_addresses.find(|ip| Family::of(*ip) == family);
-        let router = peers.iter().find(|ip| Family::of(**ip) == family).copied();
-        match (local, router) {
-            (Some(local), Some(router)) => {
-                speaker.sessions.push(Session { family, local, router, ranges });
+        let routers = peers.iter().filter(|ip| Family::of(**ip) == family);
+        let routers: Vec<IpAddr> = routers.copied().collect();
+        match local {
+            Some(local) if !routers.is_empty() => {
+                speaker.sessions.push(Session { family, local, routers, ranges });
             }
-            (None, _) => {
+            None => {
                 let note = format!("the node has no {family} address to announce its ranges from");
                 speaker.notes.push(note);
             }
-            (_, None) => speaker.notes.push(format!(
+            Some(_) => speaker.notes.push(format!(
                 "no {family} router is known to announce this node's {family} ranges to; name it \
                  with --peer"
             )),

@@ -1,6 +1,6 @@
 //! BIRD 2's configuration.
 
-use std::fmt::Write;
+use std::net::IpAddr;
 
 use cluster::Family;
 use ipnetwork::IpNetwork;
@@ -30,21 +30,22 @@ pub(super) fn node(speaker: &Speaker) -> String {
 }
 
 fn node_session(session: &Session, speaker: &Speaker) -> String {
-    let Session { family, local, router, ranges } = session;
+    let Session { family, local, routers, ranges } = session;
     let (number, channel) = names(*family);
-    let routes = ranges.iter().fold(String::new(), |mut lines, range| {
-        // Writing to a String cannot fail.
-        let _ = writeln!(lines, "  route {range} blackhole;");
-        lines
-    });
-    format!(
+    let routes: String =
+        ranges.iter().map(|range| format!("  route {range} blackhole;\n")).collect();
+    let mut text = format!(
         "
 # Known to BIRD alone: without a protocol \"kernel\" it puts nothing in the kernel.
 protocol static weft_own{number} {{
   {channel};
 {routes}}}
-
-protocol bgp weft_router{number} {{
+"
+    );
+    for (position, router) in routers.iter().enumerate() {
+        text += &format!(
+            "
+protocol bgp weft_router{number}_{} {{
   local {local} as {};
   neighbor {router} as {};
 {TIMERS}  {channel} {{
@@ -53,10 +54,13 @@ protocol bgp weft_router{number} {{
   }};
 }}
 ",
-        speaker.nodes_as,
-        speaker.router_as,
-        list(ranges, ""),
-    )
+            position + 1,
+            speaker.nodes_as,
+            speaker.router_as,
+            list(ranges, ""),
+        );
+    }
+    text
 }
 
 /// The whole configuration of the router.
@@ -77,11 +81,11 @@ pub(super) fn router(router: &Router) -> String {
 
 fn filter(accepted: &Accepted) -> String {
     let (number, _) = names(accepted.family);
-    let nodes = accepted.nodes.iter().fold(String::new(), |mut lines, (address, ranges)| {
-        // Writing to a String cannot fail.
-        let _ = writeln!(lines, "    {address} : if net ~ [ {} ] then accept;", list(ranges, ""));
-        lines
-    });
+    let line = |(address, ranges): &(IpAddr, Vec<IpNetwork>)| {
+        // The space keeps the colon out of an IPv6 address.
+        format!("    {address} : if net ~ [ {} ] then accept;\n", list(ranges, ""))
+    };
+    let nodes: String = accepted.nodes.iter().map(line).collect();
     let known: Vec<IpNetwork> =
         accepted.nodes.iter().flat_map(|(_, ranges)| ranges).copied().collect();
     let mut text = format!(
@@ -154,4 +158,41 @@ fn list(ranges: &[IpNetwork], suffix: &str) -> String {
 
 fn pattern(inside: &Inside) -> String {
     format!("{}{{{},{}}}", inside.cidr, inside.shortest, inside.longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::Family;
+
+    use super::*;
+
+    #[test]
+    fn a_node_announces_its_ranges_to_each_router() {
+        let address = |text: &str| -> IpAddr { text.parse().expect("an address") };
+        let session = Session {
+            family: Family::V4,
+            local: address("192.168.1.2"),
+            routers: vec![address("192.168.1.1"), address("192.168.1.3")],
+            ranges: ["10.0.1.0/24", "10.1.1.0/24"].map(|r| r.parse().expect("a range")).to_vec(),
+        };
+        let speaker = Speaker {
+            name: "a\nb".to_owned(),
+            id: std::net::Ipv4Addr::new(192, 168, 1, 2),
+            nodes_as: 64512,
+            router_as: 64513,
+            sessions: vec![session],
+            notes: Vec::new(),
+        };
+        let text = node(&speaker);
+        assert_eq!(text.matches("route 10.").count(), 2, "{text}");
+        assert_eq!(text.matches("export where net ~ [ 10.0.1.0/24, 10.1.1.0/24 ];").count(), 2);
+        assert!(text.contains("weft_router4_1") && text.contains("neighbor 192.168.1.3 as 64513;"));
+        assert!(text.starts_with("# BGP of node a b:"), "{text}");
+    }
+
+    #[test]
+    fn lengths_bound_new_ranges() {
+        let cidr = "10.0.0.0/8".parse().expect("a network");
+        assert_eq!(pattern(&Inside { cidr, shortest: 23, longest: 24 }), "10.0.0.0/8{23,24}");
+    }
 }

@@ -44,23 +44,30 @@ fn own_ranges(session: &Session) -> String {
 }
 
 fn session_lines(session: &Session, router_as: u32) -> String {
-    let Session { family, local, router, ranges } = session;
+    let Session { family, local, routers, ranges } = session;
     let (number, ip) = names(*family);
     let ip = channel(ip);
-    let networks: String = ranges.iter().map(|range| format!("  network {range}\n")).collect();
-    format!(
-        " neighbor {router} remote-as {router_as}
+    let mut text = String::new();
+    for router in routers {
+        text += &format!(
+            " neighbor {router} remote-as {router_as}
  neighbor {router} update-source {local}
  neighbor {router} timers 10 30
  neighbor {router} timers connect 5
- !
- address-family {ip} unicast
-{networks}  neighbor {router} activate
+"
+        );
+    }
+    text += &format!(" !\n address-family {ip} unicast\n");
+    text.extend(ranges.iter().map(|range| format!("  network {range}\n")));
+    for router in routers {
+        text += &format!(
+            "  neighbor {router} activate
   neighbor {router} route-map weft-nothing in
   neighbor {router} route-map weft-own{number} out
- exit-address-family
 "
-    )
+        );
+    }
+    text + " exit-address-family\n"
 }
 
 /// The whole configuration of the router.
@@ -195,4 +202,23 @@ fn of_new_nodes(inside: &Inside) -> String {
         text += &format!(" le {longest}");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_are_longer_than_the_prefix() {
+        let inside = |cidr: &str, shortest, longest| {
+            of_new_nodes(&Inside { cidr: cidr.parse().expect("a network"), shortest, longest })
+        };
+        assert_eq!(inside("10.0.0.0/8", 24, 24), "10.0.0.0/8 ge 24 le 24");
+        assert_eq!(inside("10.0.0.0/24", 24, 26), "10.0.0.0/24 le 26");
+        assert_eq!(inside("10.0.0.0/24", 24, 24), "10.0.0.0/24");
+        let parts = |range: &str| with_parts(&range.parse().expect("a network"));
+        assert_eq!(parts("10.0.1.0/24"), "10.0.1.0/24 le 32");
+        assert_eq!(parts("10.0.1.1/32"), "10.0.1.1/32");
+        assert_eq!(parts("fd10::/64"), "fd10::/64 le 128");
+    }
 }

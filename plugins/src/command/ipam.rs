@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 use std::net::IpAddr;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -29,10 +28,9 @@ anything on this host refers to the address: delete the pod first.
 ";
 
 /// Prints the text for one network.
-pub(super) fn show(network: &RoutingNetwork) -> Result<ExitCode> {
+pub(super) fn show(network: &RoutingNetwork) -> Result<()> {
     let (usage, leases) = read(host_local(network)?)?;
-    print(&text(&network.config.network, &usage, &leases))?;
-    Ok(ExitCode::SUCCESS)
+    print(&text(&network.config.network, &usage, &leases))
 }
 
 /// One network as JSON.

@@ -52,19 +52,31 @@ fn act(arguments: &Arguments) -> Result<ExitCode> {
         Action::Sync => for_each(arguments, sync_one),
         Action::Plan => for_each(arguments, plan_one),
         Action::ExportRouter => for_each(arguments, export_router::run),
-        Action::ExportBgp(request) => for_each(arguments, |network| bgp::run(request, network)),
+        Action::ExportBgp(request) => match &conflist::networks(arguments.conf.as_deref())?[..] {
+            [network] => bgp::run(request, network),
+            networks => bail!(
+                "{} networks are configured and one daemon's configuration is printed; name one \
+                 with --conf",
+                networks.len()
+            ),
+        },
         Action::CheckNodes(Some(dir)) => nodes::check_directory(dir),
         Action::CheckNodes(None) => for_each(arguments, nodes::check_network),
         Action::ImportNodes(target) => {
             nodes::import(target, || conflist::networks(arguments.conf.as_deref()))
         }
-        Action::Ipam if arguments.json => print_json(arguments, ipam::json),
-        Action::Ipam => for_each(arguments, ipam::show),
+        Action::Ipam if arguments.json => print_json(&ipam_networks(arguments)?, ipam::json),
+        Action::Ipam => {
+            ipam_networks(arguments)?.iter().try_for_each(ipam::show)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Action::Release(what, interface) => release(arguments, what, interface.as_deref()),
         Action::Trace(source, destination) => {
             for_each(arguments, |network| trace::run(*source, *destination, network))
         }
-        Action::Status if arguments.json => print_json(arguments, status::json),
+        Action::Status if arguments.json => {
+            print_json(&conflist::networks(arguments.conf.as_deref())?, status::json)
+        }
         Action::Status => for_each(arguments, status::show),
         Action::Teardown => {
             let code = for_each(arguments, teardown_one)?;
@@ -97,12 +109,21 @@ fn for_each(
     if failed.is_empty() { Ok(code) } else { bail!("{}", failed.join("\nweft: ")) }
 }
 
+/// The networks whose IPAM plugin is `host-local`.
+fn ipam_networks(arguments: &Arguments) -> Result<Vec<RoutingNetwork>> {
+    let mut networks = conflist::networks(arguments.conf.as_deref())?;
+    networks.retain(|network| network.host_local.is_some());
+    if networks.is_empty() {
+        bail!("no network with the plugin \"routing\" here has the IPAM plugin host-local");
+    }
+    Ok(networks)
+}
+
 /// Prints what `describe` says of every network as one JSON document.
 fn print_json(
-    arguments: &Arguments,
+    networks: &[RoutingNetwork],
     describe: impl Fn(&RoutingNetwork) -> Result<Value>,
 ) -> Result<ExitCode> {
-    let networks = conflist::networks(arguments.conf.as_deref())?;
     let described = networks.iter().map(describe).collect::<Result<Vec<Value>>>()?;
     print::print(&format!("{:#}\n", serde_json::json!({ "networks": described })))?;
     Ok(ExitCode::SUCCESS)
@@ -110,7 +131,7 @@ fn print_json(
 
 fn release(arguments: &Arguments, what: &str, interface: Option<&str>) -> Result<ExitCode> {
     let mut released = 0;
-    for network in conflist::networks(arguments.conf.as_deref())? {
+    for network in ipam_networks(arguments)? {
         released += ipam::release(&network, what, interface)?;
     }
     match released {

@@ -94,7 +94,7 @@ pub(super) fn run(
     let config = &network.config;
     let mut host = Rtnetlink::open()?;
     let loaded = config.source.load()?;
-    let (own, _) = recognise(&loaded.map, &config.source, config.protocol, &mut host)?;
+    let (own, _) = recognise(&loaded.map, &config.source, Some(config.protocol), &mut host)?;
     let addresses = host.addresses(None)?;
     let held: Vec<IpAddr> = addresses.iter().map(|address| address.address.ip()).collect();
     let whose = |ip| whose(ip, &loaded.map, &own, &held);

@@ -1,6 +1,5 @@
 //! What the kernel shall hold for a node map: a pure function.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 
 use cluster::{
@@ -9,19 +8,19 @@ use cluster::{
 };
 use cni::Error;
 use ipnetwork::IpNetwork;
-use kernel::MacAddress;
 use kernel::link::{Vxlan, VxlanDevice};
 use kernel::neighbour::{FdbEntry, Neighbour, State};
 use kernel::nexthop::Nexthop;
 use kernel::route::{Kind, Route, Scope};
 
 use super::config::Config;
+use super::held::Held;
 use super::host::{OnLink, Position, Underlay};
 use crate::failure::invalid_config;
 
 /// Metric of every route of ours. Left out, IPv6 routes would get 1024 and lose
 /// to those that BIRD (32) and FRR (20) put there, where IPv4's 0 would win.
-const METRIC: u32 = 8;
+pub(super) const METRIC: u32 = 8;
 /// Least MTU with IPv6 (RFC 8200 section 5).
 const MIN_MTU_IPV6: u32 = 1280;
 
@@ -46,17 +45,6 @@ pub(crate) struct Desired {
     pub(crate) held: Held,
     /// Peers that could not be given a way, for people.
     pub(crate) notes: Vec<String>,
-}
-
-/// What of the kernel's state belongs to quarantined nodes.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Held {
-    /// Destinations of routes.
-    pub(crate) ranges: HashSet<IpNetwork>,
-    /// Addresses of neighbours and next hops.
-    pub(crate) next_hops: HashSet<IpAddr>,
-    /// Hardware addresses of VTEPs.
-    pub(crate) macs: HashSet<MacAddress>,
 }
 
 /// What [`desired`] decides from.
@@ -166,7 +154,7 @@ pub(crate) fn desired(inputs: Inputs) -> Result<Desired, Error> {
     let mut state = Desired {
         device: device(config, own, underlay)?,
         pod_mtu: pod_mtu(config, own, underlay)?,
-        held: held(map),
+        held: Held::of(map, own),
         ..Desired::default()
     };
     if state.device.is_some() {
@@ -179,6 +167,8 @@ pub(crate) fn desired(inputs: Inputs) -> Result<Desired, Error> {
     for peer in map.nodes.iter().filter(|node| node.name != own.name) {
         add_peer(&mut state, inputs, &policy, peer)?;
     }
+    let shadowed = state.routes.iter().filter_map(|route| inputs.on_link.shadow(route));
+    state.notes.extend(shadowed);
     Ok(state)
 }
 
@@ -332,16 +322,4 @@ fn go_by(route: &mut Route, via: IpAddr, dev: u32, state: &mut Desired) {
 /// address itself, for the default protocol.
 fn nexthop_id(ip: std::net::Ipv4Addr, protocol: u8) -> u32 {
     ip.to_bits() ^ (u32::from(protocol ^ super::config::DEFAULT_PROTOCOL) << 24)
-}
-
-fn held(map: &Map) -> Held {
-    let mut held = Held::default();
-    for node in map.quarantined.iter().map(|quarantined| &quarantined.node) {
-        held.ranges.extend(&node.pod_ranges);
-        held.macs.insert(vtep_mac(node).0);
-        held.next_hops.extend(node.addresses.iter().map(|address| address.ip));
-        held.next_hops.extend(node.tunnel_address);
-        held.next_hops.extend(Family::ALL.into_iter().filter_map(|f| tunnel_next_hop(node, f)));
-    }
-    held
 }

@@ -239,11 +239,7 @@ fn create(device: &VxlanDevice, config: &Config, host: &mut Rtnetlink) -> Result
         let Some(link) = host.link_by_name(&device.name).map_err(refused)? else {
             return Err(Error::new(Code::Kernel, format!("link {} vanished", device.name)));
         };
-        let accept_ra = format!("net/ipv6/conf/{}/accept_ra", device.name);
-        // Absent where the kernel has no IPv6.
-        if sysctl::get(&accept_ra).map_err(refused)?.is_some() {
-            // A peer's pod could otherwise advertise itself as this node's router.
-            sysctl::set(&accept_ra, "0").map_err(refused)?;
+        if refuse_advertisements(&device.name)? {
             // Peers send to the address derived from the MAC, whatever addr_gen_mode
             // is by default.
             set(LinkChange { no_link_local: true, ..LinkChange::default() }, &link, host)?;
@@ -258,6 +254,17 @@ fn create(device: &VxlanDevice, config: &Config, host: &mut Rtnetlink) -> Result
             let _ = remove(&link, host);
         }
     })
+}
+
+/// Keeps the device from taking a peer's pod, which could advertise itself, for
+/// this node's router. False where the kernel has no IPv6.
+pub(super) fn refuse_advertisements(name: &str) -> Result<bool, Error> {
+    let key = format!("net/ipv6/conf/{name}/accept_ra");
+    let there = sysctl::get(&key).map_err(refused)?.is_some();
+    if there {
+        sysctl::set(&key, "0").map_err(refused)?;
+    }
+    Ok(there)
 }
 
 fn set(change: LinkChange, link: &Link, host: &mut Rtnetlink) -> Result<(), Error> {

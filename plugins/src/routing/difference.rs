@@ -132,8 +132,6 @@ pub(crate) fn difference(desired: &Desired, observed: &Observed, device: u32) ->
         surplus_neighbours.filter(|n| !held.next_hops.contains(&n.ip)).map(Change::DeleteNeighbour),
     );
     let surplus_addresses = missing(&observed.addresses, &desired.addresses);
-    // A link-local address of the kernel's own choice does no harm.
-    let surplus_addresses = surplus_addresses.filter(|a| !is_link_local(a));
     changes.extend(surplus_addresses.map(address).map(Change::DeleteAddress));
     changes
 }
@@ -189,8 +187,4 @@ fn missing<'a>(
     there: &'a [IpNetwork],
 ) -> impl Iterator<Item = &'a IpNetwork> {
     wanted.iter().filter(|address| !there.contains(address))
-}
-
-fn is_link_local(address: &IpNetwork) -> bool {
-    matches!(address, IpNetwork::V6(a) if a.ip().is_unicast_link_local())
 }

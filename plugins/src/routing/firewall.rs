@@ -10,13 +10,15 @@ use kernel::nft::{self, Table};
 
 use super::config::Config;
 use super::desired::policy;
+use super::held::Held;
 use super::masquerade::{self, Masquerade};
 use super::peer_guard::{self, PeerGuard};
 use super::sync::Do;
 
 /// The tables that shall be there: pure.
-pub(super) fn tables(config: &Config, map: &Map, own: &Node) -> Vec<Table> {
-    masquerade(config, map, own).into_iter().chain(peer_guard(config, map, own)).collect()
+pub(super) fn tables(config: &Config, map: &Map, own: &Node, held: &Held) -> Vec<Table> {
+    let masquerade = masquerade(config, map, own, held);
+    masquerade.into_iter().chain(peer_guard(config, map, own, held)).collect()
 }
 
 /// Every name that a table of the network may have.
@@ -30,7 +32,7 @@ fn all_nodes(map: &Map) -> impl Iterator<Item = &Node> {
     map.nodes.iter().chain(map.quarantined.iter().map(|quarantined| &quarantined.node))
 }
 
-fn masquerade(config: &Config, map: &Map, own: &Node) -> Option<Table> {
+fn masquerade(config: &Config, map: &Map, own: &Node, held: &Held) -> Option<Table> {
     if !config.ip_masq {
         return None;
     }
@@ -45,7 +47,7 @@ fn masquerade(config: &Config, map: &Map, own: &Node) -> Option<Table> {
         .flat_map(|node| node.addresses.iter().map(|address| address.ip).chain(node.tunnel_address))
         .collect();
     let pod_ranges: Vec<IpNetwork> =
-        all_nodes(map).flat_map(|node| node.pod_ranges.iter().copied()).collect();
+        all_nodes(map).flat_map(|node| &node.pod_ranges).chain(&held.ranges).copied().collect();
     let masquerade = Masquerade {
         protocol: config.protocol,
         own_ranges: &own.pod_ranges,
@@ -58,11 +60,12 @@ fn masquerade(config: &Config, map: &Map, own: &Node) -> Option<Table> {
     Some(masquerade.table())
 }
 
-fn peer_guard(config: &Config, map: &Map, own: &Node) -> Option<Table> {
+fn peer_guard(config: &Config, map: &Map, own: &Node, held: &Held) -> Option<Table> {
     let port = config.tunnel_port?;
     let peers = all_nodes(map).filter(|node| node.name != own.name);
-    let tunnel_ends: Vec<_> =
-        peers.filter_map(|node| node.tunnel_end(config.underlay_family)).collect();
+    let ends = peers.filter_map(|node| node.tunnel_end(config.underlay_family));
+    let held = held.ends.iter().copied().filter(|ip| Family::of(*ip) == config.underlay_family);
+    let tunnel_ends: Vec<_> = ends.chain(held).collect();
     let guard = PeerGuard {
         protocol: config.protocol,
         tunnel_ends: &tunnel_ends,
@@ -96,7 +99,7 @@ pub(super) fn converge(config: &Config, wanted: &[Table], what: Do) -> Result<Ve
         }
         let removed = match what {
             Do::Plan => nft::exists(&mut socket, &name),
-            Do::Apply => nft::remove(&mut socket, &name),
+            Do::Apply | Do::Repair => nft::remove(&mut socket, &name),
         };
         if removed.map_err(refused)? {
             changes.push(format!("nft delete table inet {name}"));
@@ -105,7 +108,7 @@ pub(super) fn converge(config: &Config, wanted: &[Table], what: Do) -> Result<Ve
     for table in wanted {
         let changed = match what {
             Do::Plan => nft::installed(&mut socket, &table.proof()).map(|installed| !installed),
-            Do::Apply => nft::ensure(&mut socket, table),
+            Do::Apply | Do::Repair => nft::ensure(&mut socket, table),
         };
         if changed.map_err(refused)? {
             changes.push(format!("nft: replace table inet {}", table.name()));

@@ -130,6 +130,8 @@ fn link_names(host: &mut Rtnetlink) -> Result<String, Error> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct OnLink {
     routes: HashMap<IpNetwork, NextHop>,
+    /// Metric and protocol of the first route to each destination.
+    first: HashMap<IpNetwork, (u32, u8)>,
     /// Prefix lengths in use, longest first.
     lengths: Vec<u8>,
 }
@@ -169,12 +171,25 @@ impl OnLink {
     }
 
     fn add(&mut self, route: &Route) {
+        // IPv6 reads none as the lowest precedence that a program asks for.
+        let metric = if route.dst.is_ipv6() && route.metric == 0 { 1024 } else { route.metric };
+        self.first.entry(route.dst).or_insert((metric, route.protocol));
         if route.kind == Kind::Unicast {
             let hop = NextHop { dev: route.dev, via: route.via };
             // Of several to one destination the first listed has the least metric.
             self.routes.entry(route.dst).or_insert(hop);
             self.lengths.push(route.dst.prefix());
         }
+    }
+
+    /// What to say of another program's route that takes the place of `route`.
+    pub(crate) fn shadow(&self, route: &Route) -> Option<String> {
+        let (metric, protocol) = self.first.get(&route.dst).filter(|(m, _)| *m < route.metric)?;
+        Some(format!(
+            "another program's route to {} (protocol {protocol}, metric {metric}) takes precedence \
+             over ours; remove it unless that is what you want",
+            route.dst
+        ))
     }
 
     /// Where `ip` is.

@@ -6,6 +6,7 @@ pub(crate) mod desired;
 pub(crate) mod device;
 mod difference;
 mod firewall;
+mod held;
 mod host;
 pub(crate) mod masquerade;
 mod observed;

@@ -12,44 +12,58 @@ use kernel::link::{Link, LinkChange};
 use kernel::netns::Netns;
 
 use super::config::Config;
-use super::sync::Do;
+use super::sync::{Do, Outcome};
 use crate::attachment::{Alias, is_host_end};
 use crate::failure::refused;
 
-/// Sets the MTU of the network's pods to `mtu` where it differs; returns the
-/// changes as commands.
+/// Sets the MTU of the network's pods to `mtu` where it differs, and adds to
+/// `outcome` what it did. A pod that refuses, or is just going, is no reason to
+/// leave the others.
 pub(super) fn adjust_mtu(
     config: &Config,
     mtu: u32,
     what: Do,
+    outcome: &mut Outcome,
     host: &mut Rtnetlink,
-) -> Result<Vec<String>, Error> {
-    let mut changes = Vec::new();
+) -> Result<(), Error> {
     for link in host.links_of_kind("veth").map_err(refused)? {
         let Some(alias) = link.alias.as_deref().and_then(Alias::parse) else { continue };
         if !is_host_end(&link) || alias.network != config.network || link.mtu == mtu {
             continue;
         }
-        if what == Do::Plan || adjust(&link, Path::new(&alias.netns), mtu, host)? {
-            changes.push(format!("ip link set {} mtu {mtu} (and its other end)", link.name));
+        let command = format!("ip link set {} mtu {mtu} (and its other end)", link.name);
+        let adjusted = match what {
+            Do::Plan => Ok(true),
+            Do::Apply | Do::Repair => adjust(&link, Path::new(&alias.netns), mtu, host),
+        };
+        match adjusted {
+            Ok(true) => outcome.changes.push(command),
+            Ok(false) => {}
+            Err(error) if error.is_gone() => {}
+            Err(error) => outcome.warnings.push(format!("`{command}` failed: {error}")),
         }
     }
-    Ok(changes)
+    Ok(())
 }
 
 /// Sets both ends; false where the pod's cannot be reached.
-fn adjust(link: &Link, netns: &Path, mtu: u32, host: &mut Rtnetlink) -> Result<bool, Error> {
+fn adjust(
+    link: &Link,
+    netns: &Path,
+    mtu: u32,
+    host: &mut Rtnetlink,
+) -> Result<bool, kernel::Error> {
     let Some(pod_index) = link.lower else { return Ok(false) };
     let Ok(pod) = Netns::open(netns) else { return Ok(false) };
     // The path may by now lead to another pod's namespace.
-    if link.lower_nsid.is_none() || host.nsid(&pod).map_err(refused)? != link.lower_nsid {
+    if link.lower_nsid.is_none() || host.nsid(&pod)? != link.lower_nsid {
         return Ok(false);
     }
-    let home = Netns::current().map_err(refused)?;
+    let home = Netns::current()?;
     let change = LinkChange { mtu: Some(mtu), ..LinkChange::default() };
     let inside = || Rtnetlink::open().and_then(|mut rt| rt.request(change.message(pod_index)));
-    pod.run(&home, inside).map_err(refused)?.map_err(refused)?;
-    host.request(change.message(link.index)).map_err(refused)?;
+    pod.run(&home, inside)??;
+    host.request(change.message(link.index))?;
     Ok(true)
 }
 

@@ -11,7 +11,7 @@ use kernel::route::{Filter, TABLE_MAIN};
 use kernel::{MacAddress, Rtnetlink};
 
 use super::config::Config;
-use super::desired::{Desired, Inputs, desired, policy, tunnel_next_hop};
+use super::desired::{Desired, Inputs, METRIC, desired, policy, tunnel_next_hop};
 use super::difference::{Change, difference};
 use super::firewall;
 use super::host::{OnLink, underlay};
@@ -71,7 +71,7 @@ pub(crate) enum State {
 /// Looks at everything, changes nothing.
 pub(crate) fn survey(config: &Config, host: &mut Rtnetlink) -> Result<Survey, Error> {
     let loaded = config.source.load()?;
-    let (own, by) = node::recognise(&loaded.map, &config.source, config.protocol, host)?;
+    let (own, by) = node::recognise(&loaded.map, &config.source, Some(config.protocol), host)?;
     let underlay = underlay(config, &loaded.map, &own, host)?;
     let on_link = OnLink::read(config.protocol, host)?;
     let device = match config.tunnel_port {
@@ -89,7 +89,7 @@ pub(crate) fn survey(config: &Config, host: &mut Rtnetlink) -> Result<Survey, Er
     let foreign = foreign_routes(config.protocol, host)?;
     Ok(Survey {
         peers: peers(inputs, &wanted, &gaps, &foreign),
-        tables: firewall::present(&firewall::tables(config, map, own_node))?,
+        tables: firewall::present(&firewall::tables(config, map, own_node, &wanted.held))?,
         underlay: (underlay.name, underlay.mtu),
         pod_mtu: wanted.pod_mtu,
         notes: wanted.notes,
@@ -142,7 +142,9 @@ fn foreign_routes(protocol: u8, host: &mut Rtnetlink) -> Result<HashMap<IpNetwor
     for family in [libc::AF_INET, libc::AF_INET6] {
         let filter = Filter { family: family as u8, table: TABLE_MAIN, ..Filter::default() };
         let routes = host.routes(filter).map_err(refused)?;
-        let others = routes.iter().filter(|route| route.protocol != protocol);
+        // Those of a greater metric lose to ours.
+        let others =
+            routes.iter().filter(|route| route.protocol != protocol && route.metric <= METRIC);
         foreign.extend(others.map(|route| (route.dst, route.protocol)));
     }
     Ok(foreign)

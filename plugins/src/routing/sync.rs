@@ -1,6 +1,8 @@
 //! A sync: compare what the kernel holds with what it shall hold, and change
 //! what differs, under one lock.
 
+use std::cell::LazyCell;
+
 use cluster::{Family, Node};
 use cni::{Code, Error};
 use ipnetwork::IpNetwork;
@@ -37,8 +39,10 @@ pub(crate) struct Outcome {
 /// Whether to make the changes or only to name them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Do {
-    /// Make them.
+    /// Make them and name them.
     Apply,
+    /// Make them; nobody reads their names.
+    Repair,
     /// Name them.
     Plan,
 }
@@ -54,7 +58,7 @@ struct View {
 impl View {
     fn read(config: &Config, host: &mut Rtnetlink) -> Result<Self, Error> {
         let loaded = config.source.load()?;
-        let own = node::own(&loaded.map, &config.source, config.protocol, host)?;
+        let own = node::own(&loaded.map, &config.source, Some(config.protocol), host)?;
         let underlay = underlay(config, &loaded.map, &own, host)?;
         let on_link = OnLink::read(config.protocol, host)?;
         Ok(Self { loaded, own, underlay, on_link })
@@ -69,13 +73,23 @@ impl View {
 /// Sees to it that the kernel is as `config` and the node map ask for, by the stamp
 /// where that proves it; returns the MTU of pods, in bytes.
 pub(super) fn ensure(config: &Config, host: &mut Rtnetlink) -> Result<u32, Error> {
-    let stamp = Stamp::open(&config.network).filter(|stamp| stamp.holds(config, host));
-    if let Some(mtu) = stamp.and_then(|stamp| stamp.pod_mtu()) {
+    if let Some(mtu) = proven(config, host) {
         return Ok(mtu);
     }
-    let outcome = sync(config, Do::Apply, host)?;
+    let _lock = lock()?;
+    // Whoever had the lock may have done it: of many ADDs at once one syncs.
+    if let Some(mtu) = proven(config, host) {
+        return Ok(mtu);
+    }
+    let outcome = run(config, Do::Repair, host)?;
     outcome.warnings.iter().for_each(|warning| log::warn!("{warning}"));
     Ok(outcome.pod_mtu)
+}
+
+/// The MTU of pods by the stamp, where that proves that nothing changed.
+fn proven(config: &Config, host: &mut Rtnetlink) -> Option<u32> {
+    let stamp = Stamp::open(&config.network)?;
+    if stamp.holds(config, host) { stamp.pod_mtu() } else { None }
 }
 
 /// Brings this node's kernel to the state that `config` and the node map ask for,
@@ -83,7 +97,7 @@ pub(super) fn ensure(config: &Config, host: &mut Rtnetlink) -> Result<u32, Error
 pub(crate) fn sync(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error> {
     match what {
         Do::Plan => run(config, what, host),
-        Do::Apply => {
+        Do::Apply | Do::Repair => {
             let _lock = lock()?;
             run(config, what, host)
         }
@@ -93,7 +107,7 @@ pub(crate) fn sync(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Ou
 /// A sync if nobody else is at one; `None` where somebody is. Never waits.
 pub(super) fn try_sync(config: &Config, host: &mut Rtnetlink) -> Result<Option<Outcome>, Error> {
     let Some(_lock) = state_dir::try_lock(LOCK)? else { return Ok(None) };
-    run(config, Do::Apply, host).map(Some)
+    run(config, Do::Repair, host).map(Some)
 }
 
 fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error> {
@@ -105,7 +119,7 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
     let mut state = desired(view.inputs(config))?;
     let steps = device::Steps::new(config, wanted.as_ref(), device::ours(config, host)?);
     outcome.changes.extend(steps.before_words(&underlay.name));
-    if what == Do::Apply {
+    if what != Do::Plan {
         steps.check(host)?;
         forwarding::enable(has(own, Family::V4), has(own, Family::V6), host)?;
         if !steps.is_empty() {
@@ -115,24 +129,22 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
     }
     let device = match what {
         Do::Plan => steps.kept().cloned(),
-        Do::Apply => find_device(config, wanted.is_some(), host)?,
+        _ => find_device(config, wanted.is_some(), host)?,
     };
     state.place(device.as_ref().map_or(0, |link| link.index));
-    let state = &state;
-    converge_entries(config, &view, state, device.as_ref(), what, &mut outcome, host)?;
+    converge_entries(config, &view, &mut state, device.as_ref(), what, &mut outcome, host)?;
     outcome.changes.extend(steps.after_words(&underlay.name));
-    if what == Do::Apply {
+    if what != Do::Plan {
         steps.apply_after(config, host)?;
     }
-    let tables = firewall::tables(config, &loaded.map, own);
+    let tables = firewall::tables(config, &loaded.map, own, &state.held);
     outcome.changes.extend(firewall::converge(config, &tables, what)?);
-    outcome.changes.extend(pods::adjust_mtu(config, state.pod_mtu, what, host)?);
-    if what == Do::Apply {
+    pods::adjust_mtu(config, state.pod_mtu, what, &mut outcome, host)?;
+    if what != Do::Plan {
         config.source.keep(loaded)?;
         // Looked up again: what was done to it since is part of it.
         let device = find_device(config, wanted.is_some(), host)?;
-        let device = device.as_ref();
-        let tables = &tables;
+        let (device, state, tables) = (device.as_ref(), &state, tables.as_slice());
         stamp::write(Facts { config, loaded, own, underlay, device, state, tables })?;
     }
     Ok(outcome)
@@ -142,7 +154,7 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
 fn converge_entries(
     config: &Config,
     view: &View,
-    state: &Desired,
+    state: &mut Desired,
     device: Option<&Link>,
     what: Do,
     outcome: &mut Outcome,
@@ -150,12 +162,21 @@ fn converge_entries(
 ) -> Result<(), Error> {
     let index = device.map_or(0, |link| link.index);
     let observed = Observed::read(device, config.protocol, host)?;
+    state.held.spread(&observed);
     let changes = difference(state, &observed, index);
     let name_of = namer(config, index, &view.underlay.name);
-    outcome.changes.extend(changes.iter().map(|change| change.words(&name_of)));
+    if what != Do::Repair {
+        outcome.changes.extend(changes.iter().map(|change| change.words(&name_of)));
+    }
     outcome.warnings.extend(state.notes.iter().cloned());
     outcome.pod_mtu = state.pod_mtu;
-    if what == Do::Apply && !changes.is_empty() {
+    if what == Do::Plan {
+        return Ok(());
+    }
+    if device.is_some() {
+        device::refuse_advertisements(&config.device)?;
+    }
+    if !changes.is_empty() {
         stamp::remove(&config.network)?;
         allow_ipv6(config, state)?;
         outcome.warnings.extend(apply(&changes, &name_of, host)?);
@@ -188,12 +209,13 @@ pub(super) fn lock() -> Result<std::fs::File, Error> {
 
 /// Tells interfaces' names, for people: one that cannot be looked up is no matter.
 pub(super) fn namer(config: &Config, device: u32, underlay: &str) -> impl Fn(u32) -> String {
+    let links = LazyCell::new(|| Rtnetlink::open().and_then(|mut rt| rt.links()));
     move |dev| {
         if dev == device || dev == 0 {
             return config.device.clone();
         }
-        let link = Rtnetlink::open().and_then(|mut rt| rt.link(dev)).ok().flatten();
-        link.map_or_else(|| underlay.to_owned(), |link| link.name)
+        let link = links.iter().flatten().find(|link| link.index == dev);
+        link.map_or_else(|| underlay.to_owned(), |link| link.name.clone())
     }
 }
 
