@@ -237,6 +237,20 @@ impl Stamp {
         Map::from_json(self.field("own")?.as_bytes(), "stamp").ok()?.nodes.into_iter().next()
     }
 
+    /// The underlay's number.
+    pub(crate) fn underlay(&self) -> Option<u32> {
+        self.field("underlay")?.split(' ').next()?.parse().ok()
+    }
+
+    /// Whether `link` is the underlay as the sync saw it, so that what was derived
+    /// from it holds.
+    pub(crate) fn is_underlay(&self, link: &Link) -> bool {
+        let stamped = self.field("underlay").and_then(|line| line.split_once(' '));
+        stamped.is_some_and(|(index, expected)| {
+            index.parse() == Ok(link.index) && link_hash(link) == expected
+        })
+    }
+
     fn is_of(&self, dir: &Path) -> Option<bool> {
         let (stamped, path) = self.field("map")?.split_once(' ')?;
         if Path::new(path) != dir {
