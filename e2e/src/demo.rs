@@ -42,7 +42,7 @@ pub(super) fn run(only: Option<usize>) -> Result<()> {
     let steps = (1..).zip(&STEPS).filter(|(number, _)| only.is_none_or(|only| only == *number));
     let steps: Vec<(usize, &Step)> = steps.collect();
     ensure!(!steps.is_empty(), "demo {}: there are steps 1 to {}", only.unwrap_or(0), STEPS.len());
-    let mut demo = Demo::new()?;
+    let demo = Demo::new()?;
     for (number, step) in steps {
         let title = format!("Step {number}: {}", step.title);
         println!("\n{title}\n{}\n\n{}\n", "=".repeat(title.len()), step.shows);
@@ -87,8 +87,10 @@ impl Demo {
         nodes.iter().try_for_each(|node| node.write_file(CONFLIST, conflist))
     }
 
-    /// Brings every node to where a step begins, unless the step before has left it there.
-    fn begin_with(&mut self, conflist: &str) -> Result<()> {
+    /// Brings the lab to where a step begins, whatever the step before has left: every
+    /// node has this conflist, and the router no routes but to its own links.
+    fn begin_with(&self, conflist: &str) -> Result<()> {
+        self.router().sh("ip route flush proto boot")?;
         self.configure(conflist)?;
         self.cluster.sync_all()
     }
@@ -180,7 +182,7 @@ fn say(text: &str) {
 
 fn indent(text: &str) -> String {
     let lines: Vec<String> =
-        text.lines().map(|line| format!("    {line}").trim_end().to_string()).collect();
+        text.trim_end().lines().map(|line| format!("    {line}").trim_end().to_string()).collect();
     lines.join("\n")
 }
 

@@ -3,7 +3,6 @@
 use anyhow::{Context, Result, ensure};
 use e2e::{Family, Icmp, PingOptions, conf, ping, tcp_for};
 
-use super::native::{add_routes, delete_routes};
 use super::{Demo, Step, ensure_bytes, first};
 
 pub(super) const STEP: Step = Step {
@@ -36,12 +35,13 @@ struct Figures {
 
 fn run(demo: &Demo) -> Result<()> {
     let tunnel = measure(demo, true)?;
-    demo.switch(conf::NATIVE)?;
-    let script = add_routes(demo)?;
+    demo.begin_with(conf::NATIVE)?;
+    let routes = demo.cluster.weft("worker1", &["export", "router"])?.ok()?;
+    demo.router().sh(&routes)?;
     let native = measure(demo, false)?;
     ensure!((tunnel.mtu, native.mtu) == (1450, 1500), "MTUs {} and {}", tunnel.mtu, native.mtu);
     println!("{}", table(&tunnel, &native));
-    delete_routes(demo, &script)
+    Ok(())
 }
 
 fn measure(demo: &Demo, tunnel: bool) -> Result<Figures> {
@@ -73,17 +73,16 @@ fn median(said: &str) -> Option<f64> {
 }
 
 fn table(tunnel: &Figures, native: &Figures) -> String {
-    let line = |what: &str, figure: &dyn Fn(&Figures) -> String| {
+    let line = |what: &str, figure: fn(&Figures) -> String| {
         format!("    {what:<40}{:>14}{:>14}\n", figure(tunnel), figure(native))
     };
-    let rows: [(String, &dyn Fn(&Figures) -> String); 4] = [
-        ("default ping, bytes on the wire".to_string(), &|mode| mode.wire.to_string()),
-        ("pod MTU, bytes".to_string(), &|mode| mode.mtu.to_string()),
-        (format!("round trip, median of {PINGS}, ms"), &|mode| format!("{:.3}", mode.rtt)),
-        (format!("TCP, one connection, {SENDING} s, Gbit/s"), &|mode| {
-            format!("{:.2}", mode.rate / 1e9)
-        }),
-    ];
-    let head = format!("    {:<40}{:>14}{:>14}\n", "", "tunnel", "native");
-    rows.iter().fold(head, |table, (what, figure)| table + &line(what, figure))
+    let gigabits = |mode: &Figures| format!("{:.2}", mode.rate / 1e9);
+    [
+        format!("    {:<40}{:>14}{:>14}\n", "", "tunnel", "native"),
+        line("default ping, bytes on the wire", |mode| mode.wire.to_string()),
+        line("pod MTU, bytes", |mode| mode.mtu.to_string()),
+        line(&format!("round trip, median of {PINGS}, ms"), |mode| format!("{:.3}", mode.rtt)),
+        line(&format!("TCP, one connection, {SENDING} s, Gbit/s"), gigabits),
+    ]
+    .concat()
 }

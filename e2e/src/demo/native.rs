@@ -26,7 +26,7 @@ where every node announces its own pods.",
 
 fn switch(demo: &Demo) -> Result<()> {
     demo.switch(conf::NATIVE)?;
-    say("The VXLAN device is gone, and the pods, which went on running, have its 50 bytes:");
+    say("The VXLAN device is gone, and the pods, which went on running, have the 50 bytes back:");
     let worker1 = demo.cluster.node("worker1")?;
     let devices = demo.show(worker1, &["ip", "-br", "link", "show", "type", "vxlan"])?;
     ensure!(devices.is_empty(), "there still is a VXLAN device");
@@ -71,7 +71,7 @@ pub(super) fn add_routes(demo: &Demo) -> Result<String> {
 }
 
 /// Takes those routes away again.
-pub(super) fn delete_routes(demo: &Demo, script: &str) -> Result<()> {
+fn delete_routes(demo: &Demo, script: &str) -> Result<()> {
     let script = script.replace("ip route add ", "ip route del ");
     let commands: Vec<&str> = script.lines().filter(|line| !line.starts_with('#')).collect();
     commands.iter().try_for_each(|line| {
