@@ -14,6 +14,20 @@ const LOCK: &str = "exec 9>/run/bgp.lock
 flock --nonblock 9 || { echo 'a routing daemon runs here already' >&2; exit 1; }
 ";
 
+/// Shell: what FRR needs in an ordinary user's namespace, which has root alone (and files
+/// of other users cannot be read): its user and groups are names of root's, in this lab.
+const ONLY_ROOT: &str = "only_root_for_frr() {
+    for file in passwd group; do
+        sed -E 's/^(frr|frrvty):([^:]*):[0-9]+(:[0-9]+)?:/\\1:\\2:0\\3:/; /^frr:/s/:0:[0-9]+:/:0:0:/' \
+            /etc/$file >/run/$file
+        mv /run/$file /etc/$file
+    done
+    rm -f /etc/frr
+    mkdir -p /etc/frr /run/frr
+    : >/etc/frr/vtysh.conf
+}
+";
+
 /// A routing daemon. Its processes hold a lock, by which their end is waited for:
 /// a daemon's parent is not there to do it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,16 +54,21 @@ impl Daemon {
         let start = match self {
             Self::Bird => "bird -c /run/bgp.conf -s /run/bird.ctl -P /run/bird.pid",
             Self::Frr => {
-                "install -d -o frr -g frr /run/frr
+                "install -d -o frr -g frr /run/frr 2>/dev/null || only_root_for_frr
                  for daemon in zebra bgpd; do
                      : >/run/frr/$daemon.conf
-                     /usr/lib/frr/$daemon -d -A 127.0.0.1 -f /run/frr/$daemon.conf
                  done
+                 unshare --mount sh -e -c '
+                     # Where FRR leaves a directory for each process.
+                     mount -n -t tmpfs -o mode=1777 tmp /var/tmp
+                     for daemon in zebra bgpd; do
+                         /usr/lib/frr/$daemon -d -A 127.0.0.1 -f /run/frr/$daemon.conf
+                     done'
                  said=$(vtysh -f /run/bgp.conf 2>&1)
                  case $said in *%*|*nknown*) echo \"$said\" >&2; exit 1;; esac"
             }
         };
-        place.sh(&format!("{LOCK}{start}")).map(drop)
+        place.sh(&format!("{LOCK}{ONLY_ROOT}{start}")).map(drop)
     }
 
     /// Ends it as its service does; returns when it is gone.
