@@ -139,7 +139,7 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
     }
     let tables = firewall::tables(config, &loaded.map, own, &state.held);
     outcome.changes.extend(firewall::converge(config, &tables, what)?);
-    pods::adjust_mtu(config, state.pod_mtu, what, &mut outcome, host)?;
+    pods::converge(config, state.pod_mtu, what, &mut outcome, host)?;
     if what != Do::Plan {
         config.source.keep(loaded)?;
         // Looked up again: what was done to it since is part of it.
