@@ -216,8 +216,12 @@ impl Socket {
         mut parse: impl FnMut(&Reply) -> Option<T>,
     ) -> Result<Vec<T>> {
         for _ in 0..DUMP_ATTEMPTS {
-            if let Some(list) = self.dump_once(message.clone(), &mut parse)? {
-                return Ok(list);
+            match self.dump_once(message.clone(), &mut parse) {
+                Ok(Some(list)) => return Ok(list),
+                Ok(None) => {}
+                // Part of the list was lost; what is left of it has an old sequence number.
+                Err(error) if error.errno == Errno::ENOBUFS => {}
+                Err(error) => return Err(error),
             }
         }
         Err(Error::new("cannot list: it changed each time it was read", Errno::EAGAIN))
