@@ -162,6 +162,9 @@ impl Place {
             for (kind, file) in &namespaces {
                 setns(file, *kind)?;
             }
+            if setgroups_is_denied() {
+                seccompiler::apply_filter(&setgroups_does_nothing()?).map_err(io::Error::other)?;
+            }
             let started = Instant::now();
             command.spawn().map(|child| (child, started))
         };
@@ -204,6 +207,11 @@ impl Place {
 fn in_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     thread::scope(|scope| scope.spawn(work).join())
         .unwrap_or_else(|_| Err(io::Error::other("the entering thread panicked")))
+}
+
+/// Whether this process, root or not, is in a user namespace of an ordinary user.
+fn setgroups_is_denied() -> bool {
+    fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny")
 }
 
 /// A seccomp filter that makes setgroups(2) succeed without doing anything. An ordinary
