@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use cni::{AddResult, Attachment, AttachmentKey, Error, Network, Object, Plugin, Verb, delegate};
-use ipam_host_local::{Host, HostLocal};
+use ipam_host_local::{Host, HostLocal, OwnRanges};
 use ipnetwork::IpNetwork;
 use kernel::Rtnetlink;
 use kernel::neighbour::State;
@@ -15,7 +15,7 @@ use kernel::route::Filter;
 
 use crate::attachment::Id;
 use crate::failure::{invalid_config, refused};
-use crate::node::{self, Source};
+use crate::node::{self, Source, Stamped};
 
 /// The IPAM plugin of a network.
 #[derive(Debug)]
@@ -50,15 +50,17 @@ impl Ipam {
         matches!(self, Self::Executable { needs_link: true, .. })
     }
 
-    /// Gets addresses.
+    /// Gets addresses; `stamped` is what [`node::stamped`] gives for the keys of `ipam`.
     pub(crate) fn add(
         &self,
         attachment: &Attachment,
         network: &Network,
+        stamped: Option<&Stamped>,
     ) -> Result<AddResult, Error> {
         match self {
             Self::OwnHostLocal => {
-                with_host_local(network, |plugin| plugin.add(attachment, network))
+                let own_ranges = |ipam: &Object| node::ranges_of(stamped, &Source::read(ipam)?);
+                host_local(network, &own_ranges, |plugin| plugin.add(attachment, network))
             }
             Self::Executable { file, .. } => delegate::add(file, network).inspect_err(|_| {
                 // The error of the ADD is the one that tells something; whatever
@@ -111,11 +113,19 @@ pub(crate) fn with_host_local<T>(
     network: &Network,
     work: impl FnOnce(&HostLocal) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let lives = |key: &AttachmentKey| interface_lives(&network.name, key);
     let own_ranges = |ipam: &Object| node::pod_ranges(&network.name, &Source::read(ipam)?);
+    host_local(network, &own_ranges, work)
+}
+
+fn host_local<T>(
+    network: &Network,
+    own_ranges: OwnRanges,
+    work: impl FnOnce(&HostLocal) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let lives = |key: &AttachmentKey| interface_lives(&network.name, key);
     let in_use = AddressesInUse::default();
     let in_use = |ip| in_use.contains(ip);
-    let mut host = Host::new(&own_ranges, &in_use);
+    let mut host = Host::new(own_ranges, &in_use);
     host.interface_lives = Some(&lives);
     work(&HostLocal { host })
 }

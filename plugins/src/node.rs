@@ -225,29 +225,53 @@ pub(crate) fn link_of(
     Ok(link.map(|link| (link, ip)))
 }
 
-/// This node's pod ranges: of the stamp where it is of this very map, so that an
-/// ADD does not open the map, else of the map.
+/// What the last sync left for this very map, so that an ADD does not open it.
+#[derive(Debug)]
+pub(crate) struct Stamped {
+    stamp: Stamp,
+    /// This node's record.
+    own: Node,
+}
+
+/// The stamp of the network, if it was made from the map as it is now.
+pub(crate) fn stamped(network: &str, source: &Source) -> Option<Stamped> {
+    let stamp = Stamp::open(network)?;
+    let own = stamp.own_node(source)?;
+    Some(Stamped { stamp, own })
+}
+
+/// This node's pod ranges.
 pub(crate) fn pod_ranges(network: &str, source: &Source) -> Result<Vec<IpNetwork>, Error> {
-    if let Some(own) = Stamp::open(network).and_then(|stamp| stamp.own_node(source)) {
-        return Ok(own.pod_ranges);
+    ranges_of(stamped(network, source).as_ref(), source)
+}
+
+/// This node's pod ranges: of the stamp where there is one, else of the map.
+pub(crate) fn ranges_of(
+    stamped: Option<&Stamped>,
+    source: &Source,
+) -> Result<Vec<IpNetwork>, Error> {
+    if let Some(stamped) = stamped {
+        return Ok(stamped.own.pod_ranges.clone());
     }
     let mut host = Rtnetlink::open().map_err(refused)?;
     let loaded = source.load()?;
     Ok(own(&loaded.map, source, None, &mut host)?.pod_ranges)
 }
 
-/// MTU of the link that holds this node's address; `None` where no map tells of
-/// this node, which is no error for a plugin that can do without.
-pub(crate) fn underlay_mtu(
-    network: &str,
+/// MTU for a pod: what the last sync found, while the link that it derived it from
+/// is as it was; else that of the link that holds this node's address. `None` where
+/// no map tells of this node, which is no error for a plugin that can do without.
+pub(crate) fn pod_mtu(
+    stamped: Option<&Stamped>,
     source: &Source,
     host: &mut Rtnetlink,
 ) -> Result<Option<u32>, Error> {
-    if let Some(stamp) = Stamp::open(network).filter(|stamp| stamp.own_node(source).is_some())
+    if let Some(Stamped { stamp, .. }) = stamped
         && let Some(index) = stamp.underlay()
         && let Some(link) = host.link(index).map_err(refused)?
     {
-        return Ok(Some(link.mtu));
+        let derived = stamp.pod_mtu().filter(|_| stamp.is_underlay(&link));
+        return Ok(Some(derived.unwrap_or(link.mtu)));
     }
     let Ok(loaded) = source.load() else { return Ok(None) };
     let Ok(own) = own(&loaded.map, source, None, host) else { return Ok(None) };

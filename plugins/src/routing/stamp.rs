@@ -222,7 +222,7 @@ impl Stamp {
     }
 
     /// MTU of pods.
-    pub(super) fn pod_mtu(&self) -> Option<u32> {
+    pub(crate) fn pod_mtu(&self) -> Option<u32> {
         self.field("mtu")?.parse().ok()
     }
 
@@ -240,6 +240,15 @@ impl Stamp {
     /// The underlay's number.
     pub(crate) fn underlay(&self) -> Option<u32> {
         self.field("underlay")?.split(' ').next()?.parse().ok()
+    }
+
+    /// Whether `link` is the underlay as the sync saw it, so that what was derived
+    /// from it holds.
+    pub(crate) fn is_underlay(&self, link: &Link) -> bool {
+        let stamped = self.field("underlay").and_then(|line| line.split_once(' '));
+        stamped.is_some_and(|(index, expected)| {
+            index.parse() == Ok(link.index) && link_hash(link) == expected
+        })
     }
 
     fn is_of(&self, dir: &Path) -> Option<bool> {

@@ -15,7 +15,7 @@ use crate::attachment::{Alias, Id, is_unfinished, open_netns, random_index};
 use crate::failure::refused;
 use crate::forwarding;
 use crate::ipam::Ipam;
-use crate::node::{self, Source};
+use crate::node::{self, Source, Stamped};
 use crate::trace::phase;
 
 /// Attempts at an index that no link has.
@@ -37,10 +37,13 @@ pub(super) fn add(attachment: &Attachment, network: &Network) -> Result<AddResul
     if host.link_by_name(&id.host_end()).map_err(refused)?.is_some() {
         return Err(host_end_exists(&id.host_end()));
     }
-    let mtu = config.mtu.map_or_else(|| underlay_mtu(network, &mut host), Ok)?;
+    let source = Source::of_ipam(network)?;
+    let stamped = node::stamped(&network.name, &source);
+    let stamped = stamped.as_ref();
+    let mtu = config.mtu.map_or_else(|| pod_mtu(stamped, &source, &mut host), Ok)?;
 
     phase("preparation");
-    let given = ipam.add(attachment, network)?;
+    let given = ipam.add(attachment, network, stamped)?;
     phase("ipam");
     let made = attach(id, &config, &given, mtu, attachment, network, &namespaces, &mut host);
     let plan = match made {
@@ -152,14 +155,14 @@ fn set_up_pod_end(
     let has_default = [has_default_of(false)?, has_default_of(true)?];
     let mut steps = Steps::default();
     for address in plan.pod_addresses() {
-        steps.push(address.add(), || format!("ip address add {}", address.words(pod_name)));
+        steps.push(address.add(), move || format!("ip address add {}", address.words(pod_name)));
     }
     for neighbour in plan.pod_neighbours() {
-        let words = || format!("ip neighbour replace {}", neighbour.words(pod_name));
+        let words = move || format!("ip neighbour replace {}", neighbour.words(pod_name));
         steps.push(neighbour.set(), words);
     }
     for route in plan.pod_routes(config.default_route, has_default) {
-        steps.push(route.append(), || format!("ip route add {}", route.words(Some(pod_name))));
+        steps.push(route.append(), move || format!("ip route add {}", route.words(Some(pod_name))));
     }
     steps.run(pod, "in the container")
 }
@@ -239,52 +242,52 @@ fn make_host_end(plan: &Plan, alias: &str, host: &mut Rtnetlink) -> Result<(), E
     // default route (CVE-2020-10749).
     let accept_ra = format!("net/ipv6/conf/{name}/accept_ra");
     // Absent where the kernel has no IPv6.
-    if sysctl::get(&accept_ra).map_err(refused)?.is_some() {
-        sysctl::set(&accept_ra, "0").map_err(refused)?;
-    }
+    sysctl::set_if_there(&accept_ra, "0").map_err(refused)?;
     if plan.has(true) {
         sysctl::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0").map_err(refused)?;
     }
     phase("host sysctls");
     let mut steps = Steps::default();
     let up = LinkChange { up: Some(true), alias: Some(alias), ..LinkChange::default() };
-    steps.push(up.message(plan.index), || format!("ip link set {name} {}", up.words()));
+    steps.push(up.message(plan.index), move || format!("ip link set {name} {}", up.words()));
     for address in plan.host_addresses() {
-        steps.push(address.add(), || format!("ip address add {}", address.words(name)));
+        steps.push(address.add(), move || format!("ip address add {}", address.words(name)));
     }
     for route in plan.host_routes() {
-        steps.push(route.add(), || format!("ip route add {}", route.words(Some(name))));
+        steps.push(route.add(), move || format!("ip route add {}", route.words(Some(name))));
     }
     for neighbour in plan.host_neighbours() {
-        steps.push(neighbour.set(), || format!("ip neighbour replace {}", neighbour.words(name)));
+        steps.push(neighbour.set(), move || {
+            format!("ip neighbour replace {}", neighbour.words(name))
+        });
     }
     steps.run(host, "on the host")
 }
 
 /// Requests that go out together, and the words that name each in an error.
 #[derive(Default)]
-struct Steps {
+struct Steps<'a> {
     messages: Vec<Message>,
-    words: Vec<String>,
+    words: Vec<Box<dyn Fn() -> String + 'a>>,
 }
 
-impl Steps {
-    fn push(&mut self, message: Message, words: impl Fn() -> String) {
+impl<'a> Steps<'a> {
+    fn push(&mut self, message: Message, words: impl Fn() -> String + 'a) {
         self.messages.push(message);
-        self.words.push(words());
+        self.words.push(Box::new(words));
     }
 
     fn run(mut self, socket: &mut Rtnetlink, place: &str) -> Result<(), Error> {
         let refusals = socket.batch(&mut self.messages).map_err(refused)?;
         let Some(Refusal { index, error }) = refusals.into_iter().next() else { return Ok(()) };
-        let words = self.words.get(index).map_or("", String::as_str);
+        let words = self.words.get(index).map_or_else(String::new, |words| words());
         Err(refused(error.about(format_args!("{place}, `{words}` failed"))))
     }
 }
 
-/// MTU of the link that holds this node's address, else of the default route's.
-fn underlay_mtu(network: &Network, host: &mut Rtnetlink) -> Result<u32, Error> {
-    if let Some(mtu) = node::underlay_mtu(&network.name, &Source::of_ipam(network)?, host)? {
+/// MTU that the node map leads to, else that of the default route's link.
+fn pod_mtu(stamped: Option<&Stamped>, source: &Source, host: &mut Rtnetlink) -> Result<u32, Error> {
+    if let Some(mtu) = node::pod_mtu(stamped, source, host)? {
         return Ok(mtu);
     }
     for family in [libc::AF_INET, libc::AF_INET6] {
