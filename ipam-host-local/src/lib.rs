@@ -58,5 +58,5 @@ mod resolv;
 mod store;
 
 pub use config::OwnRanges;
-pub use plugin::{Host, HostLocal, InterfaceLives, Lease, Usage};
+pub use plugin::{Host, HostLocal, InterfaceLives, Lease, Sight, Usage};
 pub use range::{Range, RangeSet};

@@ -165,9 +165,31 @@ fn standalone<T>(
     work: impl FnOnce(&HostLocal) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let own_ranges = |ipam: &Object| node::pod_ranges(&network.name, &Source::read(ipam)?);
+    work(&HostLocal { host: Host::new(&own_ranges, &addresses) })
+}
+
+/// A look at addresses alone.
+fn addresses<'a>() -> Sight<'a> {
     let in_use = AddressesInUse::default();
-    let in_use = |ip| in_use.contains(ip);
-    work(&HostLocal { host: Host::new(&own_ranges, &in_use) })
+    Sight { interface_lives: None, address_in_use: Box::new(move |ip| in_use.contains(ip)) }
+}
+
+/// The names of all links, listed when first asked for: where a range is exhausted, there
+/// are as many questions as leases.
+#[derive(Default)]
+struct HostEnds(OnceCell<HashSet<String>>);
+
+impl HostEnds {
+    /// Whether the attachment has a host end, or is being made or removed right now.
+    fn lives(&self, network: &str, key: &AttachmentKey) -> Result<bool, Error> {
+        let names = self.0.get_or_init(|| link_names().unwrap_or_default());
+        // One that the list lacks may have been made since.
+        Ok(names.contains(&Id::of(network, key).host_end()) || interface_lives(network, key)?)
+    }
+}
+
+fn link_names() -> kernel::Result<HashSet<String>> {
+    Ok(Rtnetlink::open()?.links()?.into_iter().map(|link| link.name).collect())
 }
 
 /// Whether the attachment has a host end, or is being made or removed right now.
