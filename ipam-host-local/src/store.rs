@@ -233,6 +233,10 @@ impl Store {
         let name = address.to_string();
         let holder = Holder::Attachment(key.clone());
         let content = holder.content().unwrap_or_default();
+        if content.len() as u64 >= MOST {
+            let msg = format!("container ID and interface name together exceed {MOST} bytes");
+            return Err(Error::new(Code::InvalidEnvironment, msg));
+        }
         let linked = self.link_lease(&name, content.as_bytes());
         self.changed = true;
         match linked {
