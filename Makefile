@@ -15,7 +15,7 @@ install:
 # The lesson on this machine: nodes, router and pods in namespaces.
 # STEP=n shows one step.
 demo:
-	hack/need.sh iproute2 tcpdump iputils-ping
+	hack/need.sh iproute2 tcpdump iputils-ping bird2 frr iperf3
 	hack/cargo.sh run --quiet --package e2e --bin lab -- demo $(STEP)
 
 test:

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 
@@ -18,9 +18,12 @@ const NAMES: [&str; 5] = ["weft", "veth", "host-local", "routing", "loopback"];
 /// Set WEFT_BIN_DIR where every test is a process of its own, to ask cargo once.
 pub fn weft_bin_dir() -> Result<PathBuf> {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    static BUILDING: Mutex<()> = Mutex::new(());
     if let Some(dir) = std::env::var_os("WEFT_BIN_DIR") {
         return std::path::absolute(&dir).context("WEFT_BIN_DIR");
     }
+    // One thread at a time: the temporary names of links are the process's.
+    let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(dir) = BUILT.get() {
         return Ok(dir.clone());
     }

@@ -11,6 +11,12 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::packet::{Packet, read_pcap};
 use crate::place::{Place, Running};
 
+/// How often a capture is started until its counts are exact.
+const STARTS: usize = 20;
+/// How often the counts are asked for before a capture is started again; what passes
+/// meanwhile needs a moment to be written.
+const COUNTS: usize = 10;
+
 /// A running capture.
 #[derive(Debug)]
 pub struct Capture {
@@ -39,6 +45,16 @@ impl Place {
     /// Captures on an interface what a tcpdump filter (`pcap-filter(7)`, empty for all)
     /// lets pass. Nothing sent after this returns is missed.
     pub fn capture(&self, interface: &str, filter: &str) -> Result<Capture> {
+        for _ in 0..STARTS {
+            let mut capture = self.start_capture(interface, filter)?;
+            if capture.is_exact()? {
+                return Ok(capture);
+            }
+        }
+        bail!("{}: {interface} is too busy for a capture to start", self.name())
+    }
+
+    fn start_capture(&self, interface: &str, filter: &str) -> Result<Capture> {
         let words = ["-i", interface, "-nn", "-Z", "root", "-s", "0", "-U", "--immediate-mode"];
         let mut argv = vec!["sh", "-c", "echo $$ >&2; exec tcpdump \"$@\"", "sh"];
         argv.extend(words);
@@ -91,6 +107,19 @@ impl Capture {
             std::panic::resume_unwind(panic);
         }
         read_pcap(&self.file.bytes())
+    }
+
+    /// Whether all that the kernel has counted so far is written. What arrives after
+    /// libpcap opened its socket and before it set the filter is counted whatever it
+    /// is, and dropped later if it does not pass: then the counts never meet.
+    fn is_exact(&mut self) -> Result<bool> {
+        for _ in 0..COUNTS {
+            let counts = self.counts()?;
+            if counts.captured >= counts.received {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// What tcpdump says of itself on SIGUSR1. Received: has passed the filter in the

@@ -28,6 +28,7 @@
 //! /var/lib of its own (the last two with links to what the machine has there);
 //! every other directory is the machine's, and `/sys` shows its devices.
 
+mod bgp;
 mod bins;
 mod capture;
 mod chain;
@@ -42,6 +43,7 @@ mod topology;
 mod traffic;
 mod wait;
 
+pub use bgp::Daemon;
 pub use bins::weft_bin_dir;
 pub use capture::Capture;
 pub use chain::{Chain, CniError, Invocation, RESULTS, Runtime};
@@ -49,11 +51,12 @@ pub use cluster::{Cluster, conf, with_routing_keys};
 pub use holder::permitted;
 pub use lab::{Lab, NODE_MAP, Node};
 pub use packet::{
-    Arp, Frame, Icmp, Ip, Mac, Packet, Payload, Tcp, Transport, Udp, VXLAN_PORTS, Vxlan, read_pcap,
+    Arp, Frame, Icmp, Ip, Layer, Mac, Packet, Payload, Tcp, Transport, Udp, VXLAN_PORTS, Vxlan,
+    read_pcap,
 };
 pub use place::{Cmd, Output, Place, Running};
 pub use pod::Pod;
 pub use snapshot::{Section, Snapshot};
 pub use topology::{Families, Family, Host, Link, Spread, Topology};
-pub use traffic::{Bulk, PingOptions, PingResult, ping, tcp_bulk};
+pub use traffic::{Bulk, PingOptions, PingResult, ping, tcp_bulk, tcp_for};
 pub use wait::Monitor;

@@ -473,10 +473,17 @@ impl<'a> Bytes<'a> {
 }
 
 /// Prints a frame layer by layer, the bytes of each header, its fields, and what it is for.
+impl Frame {
+    /// Its headers from the outermost, and what the last of them carries.
+    pub fn layers(&self) -> Vec<Layer> {
+        layers(self, self.vxlan().is_some())
+    }
+}
+
 impl fmt::Display for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} bytes on the wire", self.length)?;
-        for layer in layers(self, self.vxlan().is_some()) {
+        for layer in self.layers() {
             writeln!(
                 f,
                 "{:>6}  {:<8}  {:<48}  {}",
@@ -488,11 +495,16 @@ impl fmt::Display for Frame {
 }
 
 /// One line of a printed frame.
-struct Layer {
-    bytes: usize,
-    name: &'static str,
-    fields: String,
-    what: &'static str,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// Length in bytes of the header, or of the data where that is the last.
+    pub bytes: usize,
+    /// The protocol.
+    pub name: &'static str,
+    /// What its fields say.
+    pub fields: String,
+    /// What it is there for.
+    pub what: &'static str,
 }
 
 /// `outer`: whether these are the headers around a tunnel.

@@ -115,6 +115,15 @@ pub struct Bulk {
 /// Sends `bytes` over one TCP connection by iperf3, from a place to an address of
 /// another. An error when it takes a minute, as through a path that swallows packets.
 pub fn tcp_bulk(from: &Place, to: &Place, address: IpAddr, bytes: u64) -> Result<Bulk> {
+    iperf3(from, to, address, &["--bytes", &bytes.to_string()])
+}
+
+/// Likewise as much as goes through in so many seconds.
+pub fn tcp_for(from: &Place, to: &Place, address: IpAddr, seconds: u32) -> Result<Bulk> {
+    iperf3(from, to, address, &["--time", &seconds.to_string()])
+}
+
+fn iperf3(from: &Place, to: &Place, address: IpAddr, amount: &[&str]) -> Result<Bulk> {
     let address = address.to_string();
     let server = ["iperf3", "--server", "--one-off", "--forceflush", "--bind", &address];
     let mut server = to.spawn(&server)?;
@@ -126,9 +135,8 @@ pub fn tcp_bulk(from: &Place, to: &Place, address: IpAddr, bytes: u64) -> Result
             _ => bail!("the iperf3 server on {} does not listen on {address}", to.name()),
         }
     }
-    let client =
-        ["timeout", "60", "iperf3", "--client", &address, "--bytes", &bytes.to_string(), "--json"];
-    let report = from.json(&client)?;
+    let client = ["timeout", "60", "iperf3", "--client", &address, "--json"];
+    let report = from.json(&[&client, amount].concat())?;
     let end = &report["end"];
     Ok(Bulk {
         sent: end["sum_sent"]["bytes"].as_u64().context("iperf3 reports no bytes")?,

@@ -1,57 +1,13 @@
 //! What `weft export` prints, fed as it is to a shell on the router, to BIRD and to FRR.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use e2e::{
-    Chain, Families, Family, Lab, Node, PingOptions, Place, Pod, Topology, ping, weft_bin_dir,
+    Chain, Daemon, Families, Family, Lab, Node, PingOptions, Pod, Topology, ping, weft_bin_dir,
 };
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
-/// What a BGP session may take to come up: connect retry times are 5 and 10 seconds.
-const SESSION: Duration = Duration::from_secs(60);
-
 const CONFLIST: &str = "/etc/cni/net.d/10-pods.conflist";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Daemon {
-    Bird,
-    Frr,
-}
-
-impl Daemon {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Bird => "bird",
-            Self::Frr => "frr",
-        }
-    }
-
-    /// Starts it with exactly `config`; returns when it has read that.
-    fn start(self, place: &Place, config: &str) -> Result<()> {
-        place.write_file("/run/bgp.conf", config)?;
-        place.sh(match self {
-            Self::Bird => "bird -c /run/bgp.conf -s /run/bird.ctl -P /run/bgp.pid",
-            Self::Frr => {
-                "install -d -o frr -g frr /run/frr
-                 for daemon in zebra bgpd; do
-                     : >/run/frr/$daemon.conf
-                     /usr/lib/frr/$daemon -d -A 127.0.0.1 -f /run/frr/$daemon.conf
-                 done
-                 ln -s /run/frr/bgpd.pid /run/bgp.pid
-                 said=$(vtysh -f /run/bgp.conf 2>&1)
-                 case $said in *%*|*nknown*) echo \"$said\" >&2; exit 1;; esac"
-            }
-        })?;
-        Ok(())
-    }
-
-    /// Ends it as its service does.
-    fn stop(place: &Place) -> Result<()> {
-        place.sh("kill -TERM $(cat /run/bgp.pid)").map(drop)
-    }
-}
 
 /// The lesson's nodes in native mode, and two more: `elsewhere`, whose pods are outside
 /// the native CIDRs and so in the tunnel, and `worker3`, which is not in the map yet.
@@ -150,20 +106,6 @@ impl Cluster {
         let config = self.export("worker1", &[daemon.word(), "--router"])?;
         daemon.start(self.lab.router(), &config)
     }
-
-    /// The router's next hop to a range; none without a route to exactly that.
-    fn router_next_hop(&self, range: &str) -> Result<Option<String>> {
-        let option = if range.contains(':') { "-6" } else { "-4" };
-        let routes = self.lab.router().json(&["ip", option, "-j", "route", "show", range])?;
-        Ok(routes[0]["gateway"].as_str().map(str::to_string))
-    }
-
-    fn wait_for_next_hop(&self, range: &str, wanted: Option<&str>) -> Result<()> {
-        let what = format!("{range} by way of {wanted:?}");
-        self.lab.router().wait_until(&what, SESSION, || {
-            Ok((self.router_next_hop(range)?.as_deref() == wanted).then_some(()))
-        })
-    }
 }
 
 /// Every route, rule and next hop of a node's that is weft's.
@@ -208,10 +150,10 @@ fn replaces_static_routes(daemon: Daemon) -> Result<()> {
     for node in ["worker1", "worker2", "elsewhere"] {
         cluster.start_daemon(daemon, node)?;
     }
-    cluster.wait_for_next_hop("10.0.1.0/24", Some("192.168.211.128"))?;
-    cluster.wait_for_next_hop("fd10:0:0:1::/64", Some("fd00:211::128"))?;
-    cluster.wait_for_next_hop("10.0.2.0/24", Some("192.168.44.128"))?;
-    cluster.wait_for_next_hop("fd10:0:0:2::/64", Some("fd00:44::128"))?;
+    cluster.lab.router().wait_for_next_hop("10.0.1.0/24", Some("192.168.211.128"))?;
+    cluster.lab.router().wait_for_next_hop("fd10:0:0:1::/64", Some("fd00:211::128"))?;
+    cluster.lab.router().wait_for_next_hop("10.0.2.0/24", Some("192.168.44.128"))?;
+    cluster.lab.router().wait_for_next_hop("fd10:0:0:2::/64", Some("fd00:44::128"))?;
     assert!(cluster.reach("worker1", "worker2")?);
     assert!(cluster.reach("worker2", "worker1")?);
     assert!(cluster.reach("worker1", "elsewhere")?);
@@ -225,14 +167,14 @@ fn replaces_static_routes(daemon: Daemon) -> Result<()> {
         "the router knows the new node's pods already"
     );
     cluster.start_daemon(daemon, "worker3")?;
-    cluster.wait_for_next_hop("10.0.3.0/24", Some("192.168.44.140"))?;
-    cluster.wait_for_next_hop("fd10:0:0:3::/64", Some("fd00:44::140"))?;
+    cluster.lab.router().wait_for_next_hop("10.0.3.0/24", Some("192.168.44.140"))?;
+    cluster.lab.router().wait_for_next_hop("fd10:0:0:3::/64", Some("fd00:44::140"))?;
     assert!(cluster.reach("worker3", "worker1")?);
 
     // One that leaves.
-    Daemon::stop(cluster.node("worker2")?)?;
-    cluster.wait_for_next_hop("10.0.2.0/24", None)?;
-    cluster.wait_for_next_hop("fd10:0:0:2::/64", None)?;
+    daemon.stop(cluster.node("worker2")?)?;
+    cluster.lab.router().wait_for_next_hop("10.0.2.0/24", None)?;
+    cluster.lab.router().wait_for_next_hop("fd10:0:0:2::/64", None)?;
     assert!(!cluster.reach_within("worker1", "worker2", 1.0)?);
     assert!(cluster.reach("worker3", "worker1")?, "another node's session went with it");
     Ok(())
@@ -270,14 +212,14 @@ fn takes_no_range_from_another_node(daemon: Daemon) -> Result<()> {
         // Its own is announced with the others, so that all have been judged when it is there.
         let config = config.replace(&list, "net ~ [ 0.0.0.0/0+ ]");
         Daemon::Bird.start(cluster.node(node)?, &config)?;
-        cluster.wait_for_next_hop(own, Some(next_hop))?;
+        cluster.lab.router().wait_for_next_hop(own, Some(next_hop))?;
         for range in others {
-            let hop = cluster.router_next_hop(range)?;
+            let hop = cluster.lab.router().next_hop(range)?;
             assert_eq!(hop, None, "{node} took {range}");
         }
     }
     cluster.start_daemon(daemon, "worker1")?;
-    cluster.wait_for_next_hop("10.0.1.0/24", Some("192.168.211.128"))
+    cluster.lab.router().wait_for_next_hop("10.0.1.0/24", Some("192.168.211.128"))
 }
 
 #[test]

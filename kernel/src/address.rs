@@ -85,7 +85,7 @@ fn header(ip: IpAddr, prefix: u8, index: u32) -> [u8; IFADDRMSG] {
     [family_of(ip), prefix, 0, libc::RT_SCOPE_UNIVERSE, a, b, c, d]
 }
 
-fn parse(reply: &Reply) -> Option<Address> {
+pub(crate) fn parse(reply: &Reply) -> Option<Address> {
     if reply.kind != libc::RTM_NEWADDR {
         return None;
     }

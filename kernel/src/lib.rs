@@ -14,6 +14,8 @@ pub mod netlink;
 pub mod netns;
 pub mod nexthop;
 pub mod nft;
+#[cfg(any(test, fuzzing))]
+pub mod replies;
 pub mod route;
 pub mod sysctl;
 pub mod uapi;

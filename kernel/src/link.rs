@@ -400,7 +400,7 @@ fn port_range(attribute: Attribute) -> (u16, u16) {
     }
 }
 
-fn parse(reply: &Reply) -> Option<Link> {
+pub(crate) fn parse(reply: &Reply) -> Option<Link> {
     if reply.kind != libc::RTM_NEWLINK {
         return None;
     }

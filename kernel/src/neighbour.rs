@@ -188,7 +188,7 @@ fn header(family: u8, index: u32, state: State, flags: u8) -> [u8; NDMSG] {
 }
 
 /// A message of either kind, taken apart.
-struct Parsed {
+pub(crate) struct Parsed {
     family: u8,
     index: u32,
     state: State,
@@ -197,7 +197,7 @@ struct Parsed {
     dst: Option<IpAddr>,
 }
 
-fn parse(reply: &Reply) -> Option<Parsed> {
+pub(crate) fn parse(reply: &Reply) -> Option<Parsed> {
     if reply.kind != libc::RTM_NEWNEIGH {
         return None;
     }
@@ -221,7 +221,7 @@ fn parse(reply: &Reply) -> Option<Parsed> {
 }
 
 impl Parsed {
-    fn neighbour(self) -> Option<Neighbour> {
+    pub(crate) fn neighbour(self) -> Option<Neighbour> {
         if i32::from(self.family) == libc::AF_BRIDGE {
             return None;
         }
@@ -229,7 +229,7 @@ impl Parsed {
         Some(Neighbour { index, ip: dst?, mac, state, external })
     }
 
-    fn fdb_entry(self) -> Option<FdbEntry> {
+    pub(crate) fn fdb_entry(self) -> Option<FdbEntry> {
         let Self { index, state, external, mac, dst, .. } = self;
         Some(FdbEntry { index, mac: mac?, dst, state, external })
     }

@@ -74,7 +74,7 @@ fn header(family: u8, protocol: u8, flags: u32) -> [u8; NHMSG] {
     [family, 0, protocol, 0, a, b, c, d]
 }
 
-fn parse(reply: &Reply) -> Option<Nexthop> {
+pub(crate) fn parse(reply: &Reply) -> Option<Nexthop> {
     if reply.kind != RTM_NEWNEXTHOP {
         return None;
     }

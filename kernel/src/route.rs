@@ -360,7 +360,7 @@ impl From<Route> for Lookup {
     }
 }
 
-fn parse(reply: &Reply) -> Option<Route> {
+pub(crate) fn parse(reply: &Reply) -> Option<Route> {
     if reply.kind != libc::RTM_NEWROUTE {
         return None;
     }

@@ -46,8 +46,12 @@ pub fn set_if_there(key: &str, value: &str) -> Result<bool> {
 }
 
 fn write(key: &str, value: &str) -> Result<()> {
-    fs::write(file(key), value)
-        .map_err(|e| Error::io(format!("cannot set /proc/sys/{key} to {value}"), &e))
+    fs::write(file(key), value).map_err(|e| {
+        // The files are root's, those of a user namespace too (`net_ctl_permissions`).
+        let denied = e.kind() == ErrorKind::PermissionDenied;
+        let need = if denied { ", which needs CAP_NET_ADMIN" } else { "" };
+        Error::io(format!("cannot set /proc/sys/{key} to {value}{need}"), &e)
+    })
 }
 
 fn file(key: &str) -> String {

@@ -81,3 +81,6 @@ pub const NLMSGERR_ATTR_MSG: u16 = 1;
 
 /// `neighbour.h`: put there by another program, a routing daemon for one.
 pub const NTF_EXT_LEARNED: u8 = 1 << 4;
+
+/// `sockios.h`: a descriptor of a socket's network namespace.
+pub const SIOCGSKNS: i32 = 0x894C;

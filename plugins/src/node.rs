@@ -165,7 +165,7 @@ pub(crate) fn recognise(
     seen.own_ranges = &ranges;
     match own_node(map, &seen) {
         Ok(own) => Ok((own.node.clone(), own.by.to_string())),
-        Err(OwnError::Quarantined { node, text }) if confirms(&ranges, &node) => {
+        Err(OwnError::Quarantined { node, text }) if confirms(&ranges, &node, protocol) => {
             log::warn!("{text}; it is used as it stands while the kernel has its own-range route");
             Ok((*node, "by its own-range route, while its record is quarantined".to_owned()))
         }
@@ -173,8 +173,13 @@ pub(crate) fn recognise(
     }
 }
 
-fn confirms(ranges: &[IpNetwork], node: &Node) -> bool {
-    !node.pod_ranges.is_empty() && node.pod_ranges.iter().all(|range| ranges.contains(range))
+/// Whether the own-range routes are those of the record: all of it, and where the
+/// routes are of one network alone, nothing beside, for a range that can no longer
+/// be read would be taken away.
+fn confirms(ranges: &[IpNetwork], node: &Node, protocol: Option<u8>) -> bool {
+    let known = node.pod_ranges.iter().all(|range| ranges.contains(range));
+    let whole = protocol.is_none() || ranges.iter().all(|range| node.pod_ranges.contains(range));
+    !node.pod_ranges.is_empty() && known && whole
 }
 
 fn not_told(error: &OwnError) -> Error {
@@ -259,8 +264,10 @@ pub(crate) fn ranges_of(
 }
 
 /// MTU for a pod: what the last sync found, while the link that it derived it from
-/// is as it was; else that of the link that holds this node's address. `None` where
-/// no map tells of this node, which is no error for a plugin that can do without.
+/// is as it was, as a change of MTU after the pair is made has the kernel walk every
+/// IPv6 route of the node (`rt6_mtu_change`); else that of the link that holds this
+/// node's address. `None` where no map tells of this node, which is no error for a
+/// plugin that can do without.
 pub(crate) fn pod_mtu(
     stamped: Option<&Stamped>,
     source: &Source,

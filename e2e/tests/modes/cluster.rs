@@ -8,6 +8,8 @@ use e2e::{Chain, Family, Lab, Node, Output, PingOptions, PingResult, Place, Pod,
 use e2e::{ping, weft_bin_dir};
 use serde_json::{Value, json};
 
+use crate::look;
+
 /// A conflist whose `routing` has these keys.
 pub(crate) fn conflist(routing: Value) -> Value {
     conflist_of(json!({}), routing)
@@ -50,6 +52,15 @@ impl Cluster {
         let pairs: Vec<(&str, &str)> = keys.iter().map(|key| (key.as_str(), value)).collect();
         self.lab.router().set_sysctls(&pairs[..2])?;
         self.lab.each_node(|node| node.set_sysctls(&pairs))
+    }
+
+    /// No host dropped a packet for its source, by reverse path filtering.
+    pub(crate) fn assert_no_source_was_refused(&self) -> Result<()> {
+        let hosts = self.lab.nodes().iter().map(|node| &**node);
+        for place in hosts.chain([self.lab.router()]) {
+            assert_eq!(look::refused_sources(place)?, 0, "{}", place.name());
+        }
+        Ok(())
     }
 
     /// Replaces the conflist on every node; pods and kernel stay as they are.

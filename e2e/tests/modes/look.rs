@@ -54,6 +54,17 @@ pub(crate) fn received(place: &Place, name: &str) -> Result<u64> {
     link(place, name)?["stats64"]["rx"]["packets"].as_u64().context("a link counts packets")
 }
 
+/// Packets that reverse path filtering has dropped (IPReversePathFilter, SNMP
+/// counter of Linux).
+pub(crate) fn refused_sources(place: &Place) -> Result<u64> {
+    let text = place.run_ok(&["cat", "/proc/net/netstat"])?;
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = lines.next().zip(lines.next()).context("no TcpExt counters")?;
+    let mut pairs = names.split(' ').zip(values.split(' '));
+    let found = pairs.find(|(name, _)| *name == "IPReversePathFilter");
+    Ok(found.context("no IPReversePathFilter")?.1.parse()?)
+}
+
 /// Names of the host ends of a node's pods.
 pub(crate) fn host_ends(node: &Place) -> Result<Vec<String>> {
     let links = node.json(&["ip", "-j", "link", "show", "type", "veth"])?;

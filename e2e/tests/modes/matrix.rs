@@ -187,7 +187,9 @@ impl Cell {
             let own = if native { node_address } else { pod_network(&node1, family)? };
             let from_node = flow("node to pod", PODS[peer], self.way(peer), own, other_pod);
             self.ping(&node1, from_node)?;
-            self.full_size(peer, other_pod)?;
+            let most = self.mode.mtu[usize::from(!native)];
+            full_size(&pod1, other_pod, most)?;
+            full_size(&node1, other_pod, most)?;
         }
         self.outside(family)
     }
@@ -223,16 +225,9 @@ impl Cell {
             source: outside_address,
             destination: pod1.addr(family)?,
         };
-        self.ping(&outside, inbound)
-    }
-
-    /// The largest packet passes, and one byte more is refused.
-    fn full_size(&self, peer: usize, to: IpAddr) -> Result<()> {
-        let most = self.mode.mtu[usize::from(!self.is_native(peer))];
-        assert_ping(&self.pods[0], to, PingOptions::exact(most, to))?;
-        let result = pinged(&self.pods[0], to, PingOptions::exact(most + 1, to))?;
-        assert!(result.too_big(), "{most} bytes and one: {}", result.output);
-        Ok(())
+        self.ping(&outside, inbound)?;
+        full_size(&outside, pod1.addr(family)?, self.mode.mtu[0])?;
+        full_size(&pod1, outside_address, self.mode.mtu[0])
     }
 
     /// Compares the captures with what was expected.
@@ -241,7 +236,8 @@ impl Cell {
         for (name, capture) in std::mem::take(&mut self.captures) {
             captured.insert(name, frames(capture)?);
         }
-        self.flows.iter().try_for_each(|flow| self.verify_flow(flow, &captured))
+        self.flows.iter().try_for_each(|flow| self.verify_flow(flow, &captured))?;
+        self.cluster.assert_no_source_was_refused()
     }
 
     fn verify_flow(&self, flow: &Flow, captured: &BTreeMap<&str, Vec<Frame>>) -> Result<()> {
@@ -278,6 +274,15 @@ impl Cell {
         }
         Ok(())
     }
+}
+
+/// The largest packet passes, and one byte more is refused, by who sends it or an
+/// error on the way.
+fn full_size(from: &Place, to: IpAddr, most: u32) -> Result<()> {
+    assert_ping(from, to, PingOptions::exact(most, to))?;
+    let result = pinged(from, to, PingOptions::exact(most + 1, to))?;
+    assert!(result.too_big(), "{most} bytes and one: {}", result.output);
+    Ok(())
 }
 
 fn works(mode: Mode, pods: Families) -> Result<()> {

@@ -29,8 +29,8 @@ pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;
 /// Runs `work` in a place's network; sockets that it makes stay there.
 pub(crate) fn within<T: Send>(place: &Place, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let words = place.nsenter();
-    let paths = words.iter().filter_map(|word| word.to_str()?.strip_prefix("--net="));
-    let path = paths.last().context("a place has a network")?;
+    let mut paths = words.iter().filter_map(|word| word.to_str()?.strip_prefix("--net="));
+    let path = paths.next_back().context("a place has a network")?;
     let netns = File::open(path).with_context(|| path.to_owned())?;
     thread::scope(|scope| {
         let thread = scope.spawn(|| {

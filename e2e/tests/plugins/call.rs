@@ -135,13 +135,18 @@ pub(crate) fn changes(before: &Snapshot, after: &Snapshot) -> String {
     lines.join("\n")
 }
 
-/// Waits until the kernel has put the node's IPv6 addresses to use, which it does
-/// some time after they were added.
+/// Waits until the kernel has put the node's IPv6 address to use.
 pub(crate) fn settled(node: &Node) -> Result<()> {
-    let address = node.address(Family::V6)?.to_string();
-    node.wait_until("local route of the IPv6 address", Duration::from_secs(10), || {
-        let routes = node.run_ok(&["ip", "-6", "route", "show", "table", "local"])?;
-        Ok(routes.contains(&address).then_some(()))
+    in_use(node, &node.address(Family::V6)?.to_string())
+}
+
+/// Waits until packets to an IPv6 address of `place` are delivered: its local route is
+/// made by a work queue some time after the address, detection of duplicates or not
+/// (`addrconf_dad_start`).
+pub(crate) fn in_use(place: &Place, address: &str) -> Result<()> {
+    place.wait_until("local route of the IPv6 address", Duration::from_secs(10), || {
+        let routes = place.run_ok(&["ip", "-6", "route", "show", "table", "local"])?;
+        Ok(routes.contains(address).then_some(()))
     })
 }
 

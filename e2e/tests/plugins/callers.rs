@@ -8,7 +8,7 @@ use e2e::{
 };
 use serde_json::{Value, json};
 
-use crate::call::{host_ends, leases};
+use crate::call::{host_ends, in_use, leases};
 
 fn pods(version: &Value) -> Value {
     let mut conflist = json!({ "name": "pods", "plugins": [
@@ -203,8 +203,11 @@ fn multus() -> Result<()> {
     let result = second.add(&pod, "net1")?;
     assert_eq!([default("-4")?, default("-6")?], before, "the default route is another's");
     assert_eq!(result["ips"][0]["address"], "10.77.0.2/24", "{result}");
+    in_use(&pod, "fd77::2")?;
+    in_use(node, "fd77::1")?;
     for (address, family) in [("10.77.0.2", Family::V4), ("fd77::2", Family::V6)] {
-        assert!(ping(node, address.parse()?, &PingOptions::default())?.all(), "{address}");
+        let answered = ping(node, address.parse()?, &PingOptions::default())?;
+        assert!(answered.all(), "{}", answered.output);
         assert!(ping(node, pod.addr(family)?, &PingOptions::default())?.all());
     }
     // The second network's own gateway and subnet are reached by its interface.

@@ -128,6 +128,8 @@ fn check_holds_after_add_and_fails_for_each_thing_removed() -> Result<()> {
         (format!("{inside} ip address flush dev eth0 scope global"), "eth0"),
         (format!("{inside} ip link set eth0 down; {inside} ip link set eth0 name other0"), "eth0"),
         (format!("{inside} ip link del eth0"), "eth0"),
+        (format!("{inside} ip route del default"), "default route"),
+        (format!("{inside} ip -6 route del default"), "default route"),
         (format!("ip link set {end} down"), "veth"),
         (format!("ip link del {end}"), "eth0"),
         ("ip route del 10.0.1.2".to_owned(), "10.0.1.2"),
@@ -190,8 +192,7 @@ fn check_allows_what_a_later_plugin_changes() -> Result<()> {
     let result = chain.add(&pod, "eth0")?;
     assert_eq!(result["interfaces"][1]["mac"], "02:11:22:33:44:55", "{result}");
     chain.check(&pod, "eth0")?;
-    // Routes and sysctls of the pod are whoever's comes later.
-    pod.sh("ip route add 203.0.113.0/24 via 10.0.1.1; ip route del default")?;
+    pod.sh("ip route add 203.0.113.0/24 via 10.0.1.1; ip route add 10.0.0.0/8 via 10.0.1.1")?;
     chain.check(&pod, "eth0")?;
     chain.del(&pod, "eth0")?;
     assert_eq!(host_ends(node)?, [""; 0]);

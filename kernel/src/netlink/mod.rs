@@ -6,4 +6,6 @@ mod socket;
 
 pub use attribute::{Attribute, Attributes};
 pub use message::Message;
+#[cfg(any(test, fuzzing))]
+pub(crate) use socket::{Datagram, Incoming};
 pub use socket::{Refusal, Reply, Rtnetlink, Socket};

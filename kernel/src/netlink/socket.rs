@@ -69,7 +69,7 @@ impl Reply<'_> {
 }
 
 /// What one received message means to the one who waits.
-enum Incoming<'a> {
+pub(crate) enum Incoming<'a> {
     Data(Reply<'a>),
     Done,
     Refused(Error),
@@ -216,8 +216,12 @@ impl Socket {
         mut parse: impl FnMut(&Reply) -> Option<T>,
     ) -> Result<Vec<T>> {
         for _ in 0..DUMP_ATTEMPTS {
-            if let Some(list) = self.dump_once(message.clone(), &mut parse)? {
-                return Ok(list);
+            match self.dump_once(message.clone(), &mut parse) {
+                Ok(Some(list)) => return Ok(list),
+                Ok(None) => {}
+                // Part of the list was lost; what is left of it has an old sequence number.
+                Err(error) if error.errno == Errno::ENOBUFS => {}
+                Err(error) => return Err(error),
             }
         }
         Err(Error::new("cannot list: it changed each time it was read", Errno::EAGAIN))
@@ -342,8 +346,7 @@ impl Socket {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(Error::io("cannot receive from the kernel by netlink", &e)),
             }
-            let mut rest = self.buffer.as_slice();
-            while let Some((header, body)) = split_message(&mut rest) {
+            for (header, incoming) in Datagram(&self.buffer) {
                 // An answer to a request given up on earlier.
                 if header.sequence.wrapping_sub(first) > last.wrapping_sub(first) {
                     continue;
@@ -353,7 +356,7 @@ impl Socket {
                 {
                     return Ok(result);
                 }
-                if let Some(result) = on(classify(&header, body), header.sequence) {
+                if let Some(result) = on(incoming, header.sequence) {
                     return Ok(result);
                 }
             }
@@ -371,23 +374,31 @@ fn batch_length(messages: &[Message]) -> usize {
     fitting.count().max(1)
 }
 
-struct Header {
+/// What of `struct nlmsghdr` matters in an answer.
+pub(crate) struct Header {
     kind: u16,
     flags: u16,
     sequence: u32,
 }
 
-/// Takes one message off `rest`; `None` at its end.
-fn split_message<'a>(rest: &mut &'a [u8]) -> Option<(Header, &'a [u8])> {
-    let length = u32::from_ne_bytes(array(rest, 0)?) as usize;
-    let header = Header {
-        kind: u16::from_ne_bytes(array(rest, 4)?),
-        flags: u16::from_ne_bytes(array(rest, 6)?),
-        sequence: u32::from_ne_bytes(array(rest, 8)?),
-    };
-    let body = rest.get(HEADER..length)?;
-    *rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-    Some((header, body))
+/// The messages of what one system call received; malformed rest ends the iteration.
+pub(crate) struct Datagram<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Iterator for Datagram<'a> {
+    type Item = (Header, Incoming<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let length = u32::from_ne_bytes(array(self.0, 0)?) as usize;
+        let header = Header {
+            kind: u16::from_ne_bytes(array(self.0, 4)?),
+            flags: u16::from_ne_bytes(array(self.0, 6)?),
+            sequence: u32::from_ne_bytes(array(self.0, 8)?),
+        };
+        let body = self.0.get(HEADER..length)?;
+        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+        let incoming = classify(&header, body);
+        Some((header, incoming))
+    }
 }
 
 fn classify<'a>(header: &Header, body: &'a [u8]) -> Incoming<'a> {
@@ -398,7 +409,7 @@ fn classify<'a>(header: &Header, body: &'a [u8]) -> Incoming<'a> {
         },
         // A dump's end carries an error number too (`netlink_dump_done`).
         libc::NLMSG_DONE => match array(body, 0).map(i32::from_ne_bytes) {
-            Some(code) if code < 0 => Incoming::Refused(refused(-code, None)),
+            Some(code) if code < 0 => Incoming::Refused(refused(code, None)),
             _ => Incoming::Done,
         },
         _ => Incoming::Data(Reply { kind: header.kind, body }),
@@ -419,11 +430,34 @@ fn error_of(flags: u16, body: &[u8]) -> Option<Error> {
     let extended = flags & libc::NLM_F_ACK_TLVS as u16 != 0;
     let tail = if extended { body.get(attributes..).unwrap_or(&[]) } else { &[] };
     let text = Attributes(tail).find(|a| a.kind == NLMSGERR_ATTR_MSG).and_then(|a| a.str());
-    Some(refused(-code, text))
+    Some(refused(code, text))
 }
 
+/// `code` is the error number, negative, as the kernel sends it.
 fn refused(code: i32, text: Option<&str>) -> Error {
-    let mut error = Error::new("the kernel refused", Errno::from_raw(code));
+    let mut error = Error::new("the kernel refused", Errno::from_raw(code.saturating_neg()));
     error.extack = text.map(str::to_owned);
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(kind: i32, code: i32) -> Option<Error> {
+        let header = Header { kind: kind as u16, flags: 0, sequence: 1 };
+        match classify(&header, &code.to_ne_bytes()) {
+            Incoming::Refused(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn any_error_number_is_an_answer() {
+        for kind in [libc::NLMSG_ERROR, libc::NLMSG_DONE] {
+            assert_eq!(error(kind, 0), None);
+            assert_eq!(error(kind, -libc::EPERM).map(|e| e.errno), Some(Errno::EPERM));
+            assert_eq!(error(kind, i32::MIN).map(|e| e.errno), Some(Errno::UnknownErrno));
+        }
+    }
 }

@@ -20,6 +20,8 @@ mod userdata;
 
 use nix::errno::Errno;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use observe::parse_every;
 pub use observe::{Counter, ForwardDrop, counters, forward_drops, tables};
 pub use rule::Rule;
 pub use set::{IpVersion, Set};

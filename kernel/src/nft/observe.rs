@@ -191,6 +191,14 @@ fn verdict_of(expression: Attribute) -> Option<i32> {
     Some(find(verdict.nested(), expression::VERDICT_CODE)?.be32()? as i32)
 }
 
+/// All that is ever read of a reply, for whoever tries replies of every kind.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn parse_every(reply: &Reply) {
+    let _ = (parse_either(reply), parse_table(reply), parse_chain(reply));
+    let _ = (parse_forward_chain(reply), parse_counter(reply));
+    let _ = drops_every_packet(expressions(reply.attributes(NFGENMSG)));
+}
+
 fn parse_either(reply: &Reply) -> Found {
     if reply.kind == SUBSYSTEM << 8 | msg::NEWTABLE {
         Found::Table(parse_table(reply))

@@ -46,9 +46,9 @@ Usage: weft COMMAND [--conf FILE]
 Commands act on every network in /etc/cni/net.d that has the plugin `routing`,
 or on the one in FILE.
 
-  sync      Bring this node's kernel to the state that the node map asks for
-  plan      Print what sync would change, as ip and bridge commands
-  teardown  Remove devices, routes and caches; pods, leases and sysctls stay
+  sync               Bring this node's kernel to the state that the node map asks for
+  plan               Print what sync would change, as ip and bridge commands
+  teardown           Remove devices, routes, tables and caches; pods and leases stay
   status             Print how this node, its peers and ranges stand
   trace SRC DST      Print which way a packet goes from this node, and why
   export router      Print the routes that the physical network's router misses
@@ -57,8 +57,8 @@ or on the one in FILE.
   nodes import       Write the node map from `kubectl get nodes -o json`
   ipam               Print ranges and leases of host-local
   ipam release       Free an address whose interface is gone
-  version   Print versions
-  help      Print this, or with a command, what it does in full
+  version            Print versions
+  help               Print this, or with a command, what it does in full
 
 Exit status: 0 done or nothing to do, 1 error, 2 (plan) there are changes.
 ";

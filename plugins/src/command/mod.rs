@@ -82,7 +82,7 @@ fn act(arguments: &Arguments) -> Result<ExitCode> {
             let code = for_each(arguments, teardown_one)?;
             // It belongs to the pods, and stays as long as they do.
             let pods = Rtnetlink::open()?.links_of_kind("veth")?.iter().any(is_host_end);
-            if !pods && veth::remove_spoof_check()? {
+            if !pods && veth::spoof_check::remove()? {
                 println!("removed the spoof check; the next ADD brings it back");
             }
             state_dir::remove_all()?;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use cluster::{
-    Decision, Family, Links, Map, Mode, Node, Policy, Way, links_of, pod_network_address,
+    Decision, Family, Links, Map, Mode, Node, Policy, Reason, Way, links_of, pod_network_address,
     vtep_link_local, vtep_mac,
 };
 use cni::Error;
@@ -200,7 +200,9 @@ fn add_peer(
         match policy.way(inputs.own, peer, family) {
             None => {}
             Some(Decision { way: Way::Tunnel, .. }) => add_tunnel(state, inputs, peer, family),
-            Some(Decision { way: Way::Native, .. }) => add_native(state, inputs, peer, family)?,
+            Some(Decision { way: Way::Native, reason }) => {
+                add_native(state, inputs, peer, family, reason)?;
+            }
         }
     }
     Ok(())
@@ -253,6 +255,7 @@ fn add_native(
     inputs: Inputs,
     peer: &Node,
     family: Family,
+    reason: Reason,
 ) -> Result<(), Error> {
     let Inputs { config, on_link, .. } = inputs;
     let Some(via) = peer.tunnel_end(family) else {
@@ -263,30 +266,37 @@ fn add_native(
         ));
         return Ok(());
     };
-    let dev = match on_link.position(via) {
-        Position::OnLink(dev) => dev,
-        Position::Behind(gateway) if config.skip_unreachable || !config.auto_direct_node_routes => {
-            let _ = gateway;
-            return Ok(());
-        }
-        Position::Unknown if config.skip_unreachable || !config.auto_direct_node_routes => {
-            return Ok(());
-        }
-        Position::Behind(gateway) => {
-            return Err(off_link(peer, via, &format!("gateway {gateway} is in the way")));
-        }
-        Position::Unknown => return Err(off_link(peer, via, "this host has no route to it")),
-    };
-    if !config.auto_direct_node_routes {
-        return Ok(());
+    let position = on_link.position(via);
+    if let (Reason::SharedLink(link), false) = (reason, matches!(position, Position::OnLink(_))) {
+        state.notes.push(format!(
+            "node {} ({via}) is on the same link ({link}) by the node map, but {}; correct links, \
+             or this host's addresses and routes",
+            peer.name,
+            in_the_way(position)
+        ));
     }
-    for range in peer.ranges(family) {
-        let mut route = Route::to(*range, config.protocol);
-        route.metric = METRIC;
-        go_by(&mut route, via, dev, state);
-        state.routes.push(route);
+    match position {
+        _ if !config.auto_direct_node_routes => {}
+        Position::OnLink(dev) => {
+            for range in peer.ranges(family) {
+                let mut route = Route::to(*range, config.protocol);
+                route.metric = METRIC;
+                go_by(&mut route, via, dev, state);
+                state.routes.push(route);
+            }
+        }
+        _ if config.skip_unreachable => {}
+        position => return Err(off_link(peer, via, &in_the_way(position))),
     }
     Ok(())
+}
+
+fn in_the_way(position: Position) -> String {
+    match position {
+        Position::OnLink(_) => "it is on-link".to_owned(),
+        Position::Behind(gateway) => format!("gateway {gateway} is in the way"),
+        Position::Unknown => "this host has no route to it".to_owned(),
+    }
 }
 
 fn off_link(peer: &Node, via: IpAddr, why: &str) -> Error {

@@ -102,6 +102,10 @@ pub(crate) fn difference(desired: &Desired, observed: &Observed, device: u32) ->
     let address = |&address: &IpNetwork| Address { index: device, address, prefix_route: false };
     let missing_addresses = missing(&desired.addresses, &observed.addresses);
     changes.extend(missing_addresses.map(address).map(Change::AddAddress));
+    // Now, for a range that went from us to a peer makes our address its gateway,
+    // and the kernel takes no gateway that is its own address.
+    let surplus_addresses = missing(&observed.addresses, &desired.addresses);
+    changes.extend(surplus_addresses.map(address).map(Change::DeleteAddress));
 
     let neighbour_key = |n: &Neighbour| n.ip;
     let fdb_key = |e: &FdbEntry| e.mac;
@@ -131,8 +135,6 @@ pub(crate) fn difference(desired: &Desired, observed: &Observed, device: u32) ->
     changes.extend(
         surplus_neighbours.filter(|n| !held.next_hops.contains(&n.ip)).map(Change::DeleteNeighbour),
     );
-    let surplus_addresses = missing(&observed.addresses, &desired.addresses);
-    changes.extend(surplus_addresses.map(address).map(Change::DeleteAddress));
     changes
 }
 

@@ -8,25 +8,30 @@ use std::path::Path;
 
 use cni::{AddResult, Attachment, Error};
 use kernel::Rtnetlink;
-use kernel::link::{Link, LinkChange};
+use kernel::link::{HOST_END_GROUP, Link, LinkChange};
+use kernel::netlink::Socket;
 use kernel::netns::Netns;
+use kernel::nft;
 
 use super::config::Config;
 use super::sync::{Do, Outcome};
 use crate::attachment::{Alias, is_host_end};
 use crate::failure::refused;
+use crate::veth::spoof_check;
 
-/// Sets the MTU of the network's pods to `mtu` where it differs, and adds to
-/// `outcome` what it did. A pod that refuses, or is just going, is no reason to
+/// Sets the MTU of the network's pods to `mtu` where it differs, restores the spoof
+/// check, and adds to `outcome` what it did. A pod that refuses, or is just going, is no reason to
 /// leave the others.
-pub(super) fn adjust_mtu(
+pub(super) fn converge(
     config: &Config,
     mtu: u32,
     what: Do,
     outcome: &mut Outcome,
     host: &mut Rtnetlink,
 ) -> Result<(), Error> {
-    for link in host.links_of_kind("veth").map_err(refused)? {
+    let links = host.links_of_kind("veth").map_err(refused)?;
+    keep_spoof_check(&links, what, outcome)?;
+    for link in links {
         let Some(alias) = link.alias.as_deref().and_then(Alias::parse) else { continue };
         if !is_host_end(&link) || alias.network != config.network || link.mtu == mtu {
             continue;
@@ -43,6 +48,25 @@ pub(super) fn adjust_mtu(
             Err(error) => outcome.warnings.push(format!("`{command}` failed: {error}")),
         }
     }
+    Ok(())
+}
+
+/// Brings the spoof check back where pods that were made with it live: a ruleset that
+/// somebody flushed would leave it away until the next ADD.
+fn keep_spoof_check(links: &[Link], what: Do, outcome: &mut Outcome) -> Result<(), Error> {
+    let is_checked = |link: &Link| is_host_end(link) && link.group == HOST_END_GROUP;
+    if !links.iter().any(is_checked) {
+        return Ok(());
+    }
+    let proof = spoof_check::table(HOST_END_GROUP).proof();
+    let installed = Socket::netfilter().and_then(|mut socket| nft::installed(&mut socket, &proof));
+    if installed.map_err(refused)? {
+        return Ok(());
+    }
+    if what != Do::Plan {
+        spoof_check::ensure()?;
+    }
+    outcome.changes.push(format!("nft: replace table inet {}", spoof_check::TABLE));
     Ok(())
 }
 

@@ -119,17 +119,9 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
     let mut state = desired(view.inputs(config))?;
     let steps = device::Steps::new(config, wanted.as_ref(), device::ours(config, host)?);
     outcome.changes.extend(steps.before_words(&underlay.name));
-    if what != Do::Plan {
-        steps.check(host)?;
-        forwarding::enable(has(own, Family::V4), has(own, Family::V6), host)?;
-        if !steps.is_empty() {
-            stamp::remove(&config.network)?;
-        }
-        steps.apply_before(config, host)?;
-    }
     let device = match what {
         Do::Plan => steps.kept().cloned(),
-        _ => find_device(config, wanted.is_some(), host)?,
+        Do::Apply | Do::Repair => make_device(config, &view, &steps, wanted.is_some(), host)?,
     };
     state.place(device.as_ref().map_or(0, |link| link.index));
     converge_entries(config, &view, &mut state, device.as_ref(), what, &mut outcome, host)?;
@@ -139,7 +131,7 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
     }
     let tables = firewall::tables(config, &loaded.map, own, &state.held);
     outcome.changes.extend(firewall::converge(config, &tables, what)?);
-    pods::adjust_mtu(config, state.pod_mtu, what, &mut outcome, host)?;
+    pods::converge(config, state.pod_mtu, what, &mut outcome, host)?;
     if what != Do::Plan {
         config.source.keep(loaded)?;
         // Looked up again: what was done to it since is part of it.
@@ -148,6 +140,24 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
         stamp::write(Facts { config, loaded, own, underlay, device, state, tables })?;
     }
     Ok(outcome)
+}
+
+/// Takes the steps that the entries need to have been taken; nothing is changed
+/// before it is known that they can be.
+fn make_device(
+    config: &Config,
+    view: &View,
+    steps: &device::Steps,
+    wanted: bool,
+    host: &mut Rtnetlink,
+) -> Result<Option<Link>, Error> {
+    steps.check(host)?;
+    forwarding::enable(has(&view.own, Family::V4), has(&view.own, Family::V6), host)?;
+    if !steps.is_empty() {
+        stamp::remove(&config.network)?;
+    }
+    steps.apply_before(config, host)?;
+    find_device(config, wanted, host)
 }
 
 /// Brings addresses, neighbours, forwarding entries, nexthops and routes in line.

@@ -86,15 +86,16 @@ fn attach(
     let pod_name = &attachment.key.ifname;
     let inside = || make_pod_end(&mut plan, pod_name, config, namespaces);
     let inside = namespaces.pod.run(&namespaces.host, inside).map_err(refused)?;
-    inside.inspect_err(|_| remove_unfinished(&plan.host_name, host))?;
+    let mut pod = inside.inspect_err(|_| remove_unfinished(&plan.host_name, host))?;
     let alias = Alias {
         network: network.name.clone(),
         key: attachment.key.clone(),
         netns: attachment.netns.as_ref().map_or(String::new(), |path| path.display().to_string()),
     };
     phase("pod addresses and routes");
-    let set_up =
-        prepare_host(&plan, config, host).and_then(|()| make_host_end(&plan, &alias.text(), host));
+    let set_up = prepare_host(&plan, config, host)
+        .and_then(|()| make_host_end(&plan, &alias.text(), host))
+        .and_then(|()| sync_carrier(&plan, &mut pod));
     if let Err(error) = set_up {
         // Either end takes the other with it.
         let removed = host.request(delete(plan.index));
@@ -128,18 +129,27 @@ fn prepare_host(plan: &Plan, config: &Config, host: &mut Rtnetlink) -> Result<()
     Ok(())
 }
 
-/// Makes the pair and sets up the pod's end; runs inside the pod's namespace.
+/// Makes the pair and sets up the pod's end; runs inside the pod's namespace and
+/// returns a socket in it.
 fn make_pod_end(
     plan: &mut Plan,
     pod_name: &str,
     config: &Config,
     namespaces: &Namespaces,
-) -> Result<(), Error> {
+) -> Result<Rtnetlink, Error> {
     let mut pod = Rtnetlink::open().map_err(refused)?;
     phase("namespace entry");
     make_pair(plan, pod_name, namespaces, &mut pod)?;
     phase("link");
-    set_up_pod_end(plan, pod_name, config, &mut pod)
+    set_up_pod_end(plan, pod_name, config, &mut pod)?;
+    Ok(pod)
+}
+
+/// The end that was up first drops what it sends until the kernel takes note of its
+/// carrier, which it does when it comes to it (`linkwatch_event`), or when the link
+/// is asked for (`rtnl_getlink`): then the pod's first packet is not lost.
+fn sync_carrier(plan: &Plan, pod: &mut Rtnetlink) -> Result<(), Error> {
+    pod.link(plan.index).map(drop).map_err(refused)
 }
 
 fn set_up_pod_end(

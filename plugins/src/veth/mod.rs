@@ -6,13 +6,12 @@ mod check;
 mod config;
 mod plan;
 mod remove;
-mod spoof_check;
+pub(crate) mod spoof_check;
 
 use cni::{AddResult, Attachment, AttachmentKey, Error, Network, Plugin};
 
 use crate::ipam::Ipam;
 pub(crate) use plan::POD_ROUTE_PROTOCOL;
-pub(crate) use spoof_check::remove as remove_spoof_check;
 
 /// The plugin.
 pub(crate) struct Veth;

@@ -1,0 +1,81 @@
+//! Syncs, ADDs, DELs and STATUSes at once.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use crate::stage::Stage;
+
+const HIT: usize = 1;
+const PODS: usize = 6;
+
+/// Two loops of syncs, one of STATUS, a storm of ADDs and DELs, and somebody who keeps
+/// flushing: no error, no deadlock, and in the end nothing is missing.
+#[test]
+fn syncs_adds_and_status_at_once() -> Result<()> {
+    let rounds = if std::env::var_os("WEFT_SOAK").is_some() { 40 } else { 3 };
+    let stage = Stage::new(json!({}))?;
+    let (over, syncs, ticks) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    let started = Instant::now();
+    let until_over = |count: &AtomicUsize, work: &dyn Fn() -> Result<()>| -> Result<()> {
+        while !over.load(Ordering::Relaxed) {
+            work()?;
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    };
+    let sync = || until_over(&syncs, &|| stage.weft(HIT, &["sync"])?.ok().map(drop));
+    let status = || {
+        until_over(&ticks, &|| {
+            let started = Instant::now();
+            stage.chains[HIT].status()?;
+            ensure!(started.elapsed() < Duration::from_secs(5), "STATUS waited");
+            Ok(())
+        })
+    };
+    let none = AtomicUsize::new(0);
+    let damage = || {
+        until_over(&none, &|| {
+            stage.node(HIT).sh("ip -4 neigh flush dev weft.1 nud permanent; nft delete table inet weft_87_tunnel || true
+            bridge fdb flush dev weft.1; ip -6 route flush proto 87")?;
+            Ok(())
+        })
+    };
+    thread::scope(|scope| -> Result<()> {
+        let loops =
+            [scope.spawn(sync), scope.spawn(sync), scope.spawn(status), scope.spawn(damage)];
+        let storm = |number: usize| {
+            let stage = &stage;
+            move || -> Result<()> {
+                for round in 0..rounds {
+                    let pod = stage.pod(HIT, &format!("storm{number}-{round}"))?;
+                    stage.chains[HIT].check(&pod, "eth0")?;
+                    stage.remove(HIT, &pod)?;
+                }
+                Ok(())
+            }
+        };
+        let pods: Vec<_> = (0..PODS).map(|number| scope.spawn(storm(number))).collect();
+        let join = |thread: thread::ScopedJoinHandle<Result<()>>| match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        let stormed: Vec<Result<()>> = pods.into_iter().map(join).collect();
+        over.store(true, Ordering::Relaxed);
+        let looped: Vec<Result<()>> = loops.into_iter().map(join).collect();
+        stormed.into_iter().chain(looped).collect()
+    })?;
+    println!(
+        "{} ADDs and DELs, {} syncs, {} STATUSes in {:.1?}",
+        PODS * rounds,
+        syncs.load(Ordering::Relaxed),
+        ticks.load(Ordering::Relaxed),
+        started.elapsed()
+    );
+    stage.weft(HIT, &["sync"])?.ok()?;
+    ensure!(stage.is_converged(HIT)?);
+    stage.traffic().map(drop)
+}

@@ -1,0 +1,139 @@
+//! The systemd units in `conf/systemd`: well formed, and not so tight that a sync
+//! cannot do its work. What systemd itself judges is judged where it is installed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use e2e::weft_bin_dir;
+use serde_json::json;
+
+use crate::stage::Stage;
+
+const UNITS: [&str; 3] = ["weft-sync.service", "weft-sync.path", "weft-sync.timer"];
+const HIT: usize = 1;
+
+fn unit(name: &str) -> Result<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf/systemd").join(name);
+    fs::read_to_string(&path).with_context(|| path.display().to_string())
+}
+
+/// The words of a setting of the service.
+fn setting(key: &str) -> Result<Vec<String>> {
+    let text = unit("weft-sync.service")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let line = line.with_context(|| format!("no {key} in the service"))?;
+    Ok(line.split_whitespace().map(str::to_owned).collect())
+}
+
+fn is_installed(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output().is_ok();
+    if !found {
+        println!("{program} is not installed: left out");
+    }
+    found
+}
+
+#[test]
+fn systemd_finds_nothing_wrong_with_the_units() -> Result<()> {
+    if !is_installed("systemd-analyze") {
+        return Ok(());
+    }
+    let dir = std::env::temp_dir().join(format!("weft-units-{}", std::process::id()));
+    fs::create_dir_all(&dir)?;
+    let weft = weft_bin_dir()?.join("weft").display().to_string();
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for name in UNITS {
+        let path = dir.join(name);
+        // It verifies that what is started is there.
+        fs::write(&path, unit(name)?.replace("/opt/cni/bin/weft", &weft))?;
+        paths.push(path);
+    }
+    let analyze = |words: &[&str], paths: &[PathBuf]| -> Result<String> {
+        let output = Command::new("systemd-analyze").args(words).args(paths).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "systemd-analyze {words:?}: {said}");
+        Ok(said)
+    };
+    let said = analyze(&["verify", "--man=no", "--generators=no"], &paths);
+    let safe =
+        analyze(&["security", "--offline=true", "--threshold=35", "--no-pager"], &paths[..1]);
+    fs::remove_dir_all(&dir)?;
+    ensure!(said?.is_empty(), "systemd-analyze verify has something to say");
+    safe.map(drop)
+}
+
+/// The service's capabilities are enough for all that a sync does.
+#[test]
+fn the_services_capabilities_are_enough() -> Result<()> {
+    let kept = setting("CapabilityBoundingSet")?;
+    let kept: Vec<String> = kept
+        .iter()
+        .map(|name| format!("+{}", name.trim_start_matches("CAP_").to_lowercase()))
+        .collect();
+    let set = format!("-all,{}", kept.join(","));
+    let stage = Stage::new(json!({}))?;
+    let node = stage.node(HIT);
+    let weft = stage.bin.join("weft").display().to_string();
+    let sync = |set: &str| {
+        node.run(&[
+            "setpriv",
+            "--no-new-privs",
+            "--bounding-set",
+            set,
+            "--inh-caps",
+            "-all",
+            &weft,
+            "sync",
+        ])
+    };
+    node.sh("ip link set eth0 mtu 1400; ip link del weft.1; nft flush ruleset
+        echo 0 >/proc/sys/net/ipv4/ip_forward; rm -r /run/weft")?;
+    let refused = sync("-all")?;
+    ensure!(!refused.success(), "it needs no capability at all: {refused}");
+    sync(&set)?.ok()?;
+    let shown = stage.pods[HIT].run_ok(&["ip", "link", "show", "eth0"])?;
+    ensure!(shown.contains("mtu 1350 "), "{shown}");
+    ensure!(node.sysctl("net/ipv4/ip_forward")? == "1");
+    ensure!(stage.is_converged(HIT)?);
+    stage.traffic().map(drop)
+}
+
+/// And so are its system calls.
+#[test]
+fn the_services_system_calls_are_enough() -> Result<()> {
+    if !is_installed("systemd-analyze") {
+        return Ok(());
+    }
+    let mut allowed = BTreeSet::new();
+    for word in setting("SystemCallFilter")? {
+        allow(&word, &mut allowed)?;
+    }
+    let stage = Stage::new(json!({}))?;
+    let node = stage.node(HIT);
+    node.sh("ip link set eth0 mtu 1400; ip link del weft.1; nft flush ruleset; rm -r /run/weft")?;
+    let weft = stage.bin.join("weft").display().to_string();
+    node.run_ok(&["strace", "-f", "-qq", "-o", "/run/calls", &weft, "sync"])?;
+    let calls = node.read_file("/run/calls")?;
+    let names = calls.lines().filter_map(|line| line.split_whitespace().nth(1)?.split_once('('));
+    let names: BTreeSet<&str> = names.map(|(name, _)| name).collect();
+    ensure!(names.contains("setns") && names.contains("sendto"), "{names:?}");
+    let refused: Vec<_> = names.iter().filter(|name| !allowed.contains(**name)).collect();
+    ensure!(refused.is_empty(), "the service may not call {refused:?}");
+    Ok(())
+}
+
+/// Adds a system call, or those of a set and of the sets in it.
+fn allow(word: &str, allowed: &mut BTreeSet<String>) -> Result<()> {
+    if !word.starts_with('@') {
+        allowed.insert(word.to_owned());
+        return Ok(());
+    }
+    let output =
+        Command::new("systemd-analyze").args(["syscall-filter", "--no-pager", word]).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let items = text.lines().skip(1).map(str::trim).filter(|line| !line.starts_with('#'));
+    items.filter(|line| !line.is_empty()).try_for_each(|word| allow(word, allowed))
+}
