@@ -44,7 +44,7 @@
 //! Only when a range set has no address left, and in GC, a lease of this boot may be
 //! taken. Never one whose container a CNI plugin is working on at this moment, which its
 //! environment in /proc shows (module `making`), and never one whose address anything on the
-//! host refers to. Processes are looked at before addresses, so a pod whose plugin has just ended is seen by
+//! host refers to. It is looked for anew each time, under the lock, and processes are looked at before addresses, so a pod whose plugin has just ended is seen by
 //! what the plugin has left.
 
 mod boot;
@@ -58,5 +58,5 @@ mod resolv;
 mod store;
 
 pub use config::OwnRanges;
-pub use plugin::{Host, HostLocal, InterfaceLives, Lease, Usage};
+pub use plugin::{Host, HostLocal, InterfaceLives, Lease, Sight, Usage};
 pub use range::{Range, RangeSet};

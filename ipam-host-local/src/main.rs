@@ -6,13 +6,12 @@
 use std::process::ExitCode;
 
 use cni::{Code, Error, Object};
-use ipam_host_local::{Host, HostLocal};
+use ipam_host_local::{Host, HostLocal, Sight};
 
 fn main() -> ExitCode {
     let own_ranges = |ipam: &Object<'_>| {
         let msg = format!("{}: missing, and this program has no node map", ipam.path_of("ranges"));
         Err(Error::new(Code::InvalidConfig, msg))
     };
-    let address_in_use = |_| true;
-    cni::run(&HostLocal { host: Host::new(&own_ranges, &address_in_use) })
+    cni::run(&HostLocal { host: Host::new(&own_ranges, &Sight::blind) })
 }

@@ -15,6 +15,7 @@
 //! They are a hint: whether they can be believed is [`crate::store`]'s to say.
 //! Numbers are little-endian; the file never leaves the machine.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
@@ -230,6 +231,27 @@ impl Notes {
                 taken.inspect(|n| gateway_counted |= *n == number(range.gateway)).count() as u128;
         }
         Ok(count + u128::from(!gateway_counted))
+    }
+
+    /// Whether `addresses`, each given once, are all that are taken.
+    pub(crate) fn are_exactly(&self, addresses: &[IpAddr]) -> io::Result<bool> {
+        let numbers = 0..self.blocks.len();
+        let mut bitmaps: Vec<_> = numbers.map(|i| self.bitmap(i)).collect::<io::Result<_>>()?;
+        let places: HashMap<u128, usize> =
+            self.blocks.iter().enumerate().map(|(i, block)| (*block, i)).collect();
+        for address in addresses {
+            let bit = bit(number(*address));
+            let bitmap = places.get(&block(*address)).and_then(|i| bitmaps.get_mut(*i));
+            let Some(byte) = bitmap.and_then(|bitmap| bitmap.get_mut(bit / 8)) else {
+                return Ok(false);
+            };
+            let mask = 1 << (bit % 8);
+            if *byte & mask == 0 {
+                return Ok(false);
+            }
+            *byte &= !mask;
+        }
+        Ok(bitmaps.iter().flatten().all(|byte| *byte == 0))
     }
 
     /// Whether `address` is taken.

@@ -11,7 +11,7 @@ use ipnetwork::IpNetwork;
 use crate::boot::Boot;
 use crate::config::OwnRanges;
 use crate::lock::Wait;
-use crate::notes::Origin;
+use crate::notes::{Noted, Origin};
 use crate::range::{Range, RangeSet, canonical};
 use crate::store::{Held, Holder, Store};
 use crate::{config, making, resolv};
@@ -19,19 +19,51 @@ use crate::{config, making, resolv};
 /// How long a verb waits for the lock: well below the minute that runtimes give DEL.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
 
-/// Answers whether an attachment's interface exists or is being made.
-pub type InterfaceLives<'a> = &'a dyn Fn(&AttachmentKey) -> Result<bool, Error>;
+/// Most leases that one ADD takes back: what a verb costs stays bounded, and the next ADDs
+/// need no look around.
+const RECLAIM_MOST: usize = 256;
 
-/// What host-local has to be told, as it knows neither the kernel nor the node map.
-pub struct Host<'a> {
-    /// This node's pod networks, by the keys of `ipam`. Asked only when no ranges are configured.
-    pub own_ranges: OwnRanges<'a>,
+/// Answers whether an attachment's interface exists or is being made.
+pub type InterfaceLives<'a> = Box<dyn Fn(&AttachmentKey) -> Result<bool, Error> + 'a>;
+
+/// What a look around the host shows. It may be taken when the first question is asked or later, never
+/// before.
+pub struct Sight<'a> {
     /// Whether the attachment's interface exists or is being made, where the caller can tell by container
     /// and interface name, as an interface plugin can.
     pub interface_lives: Option<InterfaceLives<'a>>,
     /// Whether anything on this host refers to the address: a route, a neighbour, an
     /// interface. Where in doubt, true.
-    pub address_in_use: &'a dyn Fn(IpAddr) -> bool,
+    pub address_in_use: Box<dyn Fn(IpAddr) -> bool + 'a>,
+}
+
+impl Sight<'_> {
+    /// Nothing is known: every address counts as in use.
+    pub fn blind() -> Self {
+        Self { interface_lives: None, address_in_use: Box::new(|_| true) }
+    }
+
+    /// Whether the holder's interface lives; `None` if that cannot be told.
+    fn lives(&self, holder: &Holder) -> Option<bool> {
+        let lives = self.interface_lives.as_ref()?;
+        let Holder::Attachment(key) = holder else { return None };
+        match lives(key) {
+            Ok(lives) => Some(lives),
+            Err(error) => {
+                log::warn!("container {} counts as alive: {error}", key.container_id);
+                Some(true)
+            }
+        }
+    }
+}
+
+/// What host-local has to be told, as it knows neither the kernel nor the node map.
+pub struct Host<'a> {
+    /// This node's pod networks, by the keys of `ipam`. Asked only when no ranges are configured.
+    pub own_ranges: OwnRanges<'a>,
+    /// Looks around the host. Asked only where a lease may be nobody's, each time anew: an earlier
+    /// look proves nothing for a pod that was being made then.
+    pub look: &'a dyn Fn() -> Sight<'a>,
     /// The file with the id of this boot.
     pub boot_id: PathBuf,
     /// How long to wait for the lock of the lease directory.
@@ -39,12 +71,11 @@ pub struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    /// The host as it is, with nothing known of interfaces.
-    pub fn new(own_ranges: OwnRanges<'a>, address_in_use: &'a dyn Fn(IpAddr) -> bool) -> Self {
+    /// The host as it is.
+    pub fn new(own_ranges: OwnRanges<'a>, look: &'a dyn Fn() -> Sight<'a>) -> Self {
         Self {
             own_ranges,
-            interface_lives: None,
-            address_in_use,
+            look,
             boot_id: "/proc/sys/kernel/random/boot_id".into(),
             lock_wait: LOCK_WAIT,
         }
@@ -82,7 +113,7 @@ pub struct Lease {
     pub age: Option<Duration>,
     /// We wrote it in this boot; else the reference plugin did, at a time unknown.
     pub ours: bool,
-    /// Whether the interface exists, where [`Host::interface_lives`] can tell.
+    /// Whether the interface exists, where [`Sight::interface_lives`] can tell.
     pub interface_lives: Option<bool>,
 }
 
@@ -174,6 +205,7 @@ impl HostLocal<'_> {
     /// The leases of `network`, by address.
     pub fn leases(&self, network: &Network) -> Result<Vec<Lease>, Error> {
         let Some(store) = self.open(network)? else { return Ok(Vec::new()) };
+        let sight = (self.host.look)();
         let mut leases = Vec::new();
         for noted in store.noted()? {
             let Some(held) = store.read(noted.address)? else { continue };
@@ -188,7 +220,7 @@ impl HostLocal<'_> {
                 ifname,
                 age: held.age,
                 ours: held.origin == Origin::Ours,
-                interface_lives: self.lives(&held.holder),
+                interface_lives: sight.lives(&held.holder),
             });
         }
         store.close();
@@ -206,7 +238,7 @@ impl HostLocal<'_> {
         };
         let Some(mut store) = self.open(network)? else { return Ok(None) };
         let released = match store.read(address)? {
-            Some(held) if !self.is_dead(&held, &making::containers()) => Err(Error::new(
+            Some(held) if !self.look().is_dead(&held) => Err(Error::new(
                 Code::TryAgain,
                 format!(
                     "{address} is in use by container {}: delete the pod first",
@@ -306,8 +338,7 @@ impl HostLocal<'_> {
         if store.lease(address, key)? {
             return Ok(address);
         }
-        let dead =
-            |held: &Held| held.address == address && self.is_dead(held, &making::containers());
+        let dead = |held: &Held| held.address == address && self.look().is_dead(held);
         if let Some(held) = store.read(address)?.filter(dead)
             && store.release(address, &held.holder)?
             && store.lease(address, key)?
@@ -336,7 +367,7 @@ impl HostLocal<'_> {
                 Some(_) => {}
                 None if reclaimed => return Err(exhausted(store, network, set)?),
                 None => {
-                    self.reclaim(store, set)?;
+                    self.reclaim(store, set, RECLAIM_MOST)?;
                     reclaimed = true;
                 }
             }
@@ -348,7 +379,7 @@ impl HostLocal<'_> {
     fn exhausted(&self, store: &mut Store, sets: &[RangeSet]) -> Result<Option<Error>, Error> {
         for set in sets {
             if store.next_free(set, None)?.is_none() {
-                self.reclaim(store, set)?;
+                self.reclaim(store, set, 1)?;
             }
             if store.next_free(set, None)?.is_none() {
                 return exhausted_error(store, set, "").map(Some);
@@ -357,53 +388,57 @@ impl HostLocal<'_> {
         Ok(None)
     }
 
-    /// Frees the leases of `set` that are certainly nobody's.
-    fn reclaim(&self, store: &mut Store, set: &RangeSet) -> Result<(), Error> {
-        let suspect = |origin| self.host.interface_lives.is_some() || origin == Origin::Other;
+    /// Frees leases of `set` that are certainly nobody's, `most` of them at most.
+    fn reclaim(&self, store: &mut Store, set: &RangeSet, most: usize) -> Result<(), Error> {
+        store.verify_notes()?;
         let mut noted = store.noted()?;
-        noted.retain(|lease| {
-            set.range_of(lease.address).is_some()
-                && suspect(lease.origin)
-                && !(self.host.address_in_use)(lease.address)
-        });
-        if noted.is_empty() {
-            return Ok(());
-        }
-        // Before anything else is looked at, once more: whoever is done by now has left traces.
-        let making = making::containers();
-        for lease in noted {
+        noted.retain(|lease| set.range_of(lease.address).is_some());
+        let look = self.look();
+        let mut freed = 0;
+        for lease in noted.into_iter().filter(|lease| look.is_suspect(lease)) {
             let Some(held) = store.read(lease.address)? else { continue };
-            if self.is_dead(&held, &making) {
+            if look.is_dead(&held) && store.release(held.address, &held.holder)? {
                 log::info!("{} freed: its holder {:?} is gone", held.address, held.holder);
-                store.release(held.address, &held.holder)?;
+                freed += 1;
+            }
+            if freed == most {
+                break;
             }
         }
         Ok(())
     }
 
+    /// A look around, to be taken under the lock.
+    fn look(&self) -> Look<'_> {
+        // In this order: a plugin that is done by now has left traces.
+        let making = making::containers();
+        Look { making, sight: (self.host.look)() }
+    }
+}
+
+/// What was to be seen at one moment, containers being worked on first.
+struct Look<'a> {
+    making: HashSet<String>,
+    sight: Sight<'a>,
+}
+
+impl Look<'_> {
+    /// Whether it is worth reading the lease; cheap, as there may be many.
+    fn is_suspect(&self, lease: &Noted) -> bool {
+        (self.sight.interface_lives.is_some() || lease.origin == Origin::Other)
+            && !(self.sight.address_in_use)(lease.address)
+    }
+
     /// Whether nobody uses the lease's address any more. A lease that we wrote in this
     /// boot is dead only if its interface can be asked for and is gone. Whatever refers to the
     /// address keeps it: another plugin than the one asking may have made the pod.
-    fn is_dead(&self, held: &Held, making: &HashSet<String>) -> bool {
+    fn is_dead(&self, held: &Held) -> bool {
         let Some(id) = held.holder.container_id() else { return false };
-        if making.contains(id) {
+        if self.making.contains(id) || (self.sight.address_in_use)(held.address) {
             return false;
         }
-        let lives = self.lives(&held.holder).unwrap_or(held.origin == Origin::Ours);
-        !lives && !(self.host.address_in_use)(held.address)
-    }
-
-    /// Whether the holder's interface lives; `None` if that cannot be told.
-    fn lives(&self, holder: &Holder) -> Option<bool> {
-        let lives = self.host.interface_lives?;
-        let Holder::Attachment(key) = holder else { return None };
-        match lives(key) {
-            Ok(lives) => Some(lives),
-            Err(error) => {
-                log::warn!("container {} counts as alive: {error}", key.container_id);
-                Some(true)
-            }
-        }
+        let lives = self.sight.lives(&held.holder);
+        !lives.unwrap_or(held.origin == Origin::Ours)
     }
 }
 
@@ -433,6 +468,7 @@ fn collect(store: &mut Store, valid: &[AttachmentKey]) -> Result<(), Error> {
         Holder::Container(id) => ids.contains(id.as_str()),
         Holder::Nobody | Holder::Unknown => true,
     };
+    store.verify_notes()?;
     let noted = store.noted()?;
     let making = making::containers();
     let mut outcome = Ok(());

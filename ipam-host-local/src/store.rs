@@ -184,6 +184,15 @@ impl Store {
         Ok(())
     }
 
+    /// Compares the notes with the names in the directory, and reads it anew if they differ: somebody who
+    /// removes a lease by hand while a verb runs takes no lock, and the verb's seal
+    /// covers that up.
+    pub(crate) fn verify_notes(&mut self) -> Result<(), Error> {
+        let names = lease_names(&self.dir).map_err(|error| self.io("read", "", &error))?;
+        let equal = self.notes.are_exactly(&names).map_err(|error| self.index_error(&error))?;
+        if equal { Ok(()) } else { self.rescan() }
+    }
+
     /// Addresses that `key` holds by its own leases, and those that its container
     /// holds by leases that name no interface.
     pub(crate) fn held_by(
@@ -224,14 +233,19 @@ impl Store {
         let name = address.to_string();
         let holder = Holder::Attachment(key.clone());
         let content = holder.content().unwrap_or_default();
+        if content.len() as u64 >= MOST {
+            let msg = format!("container ID and interface name together exceed {MOST} bytes");
+            return Err(Error::new(Code::InvalidEnvironment, msg));
+        }
         let linked = self.link_lease(&name, content.as_bytes());
         self.changed = true;
         match linked {
             Ok(()) => {}
             Err(Errno::EEXIST) => {
                 if !self.notes.is_taken(address).map_err(|error| self.index_error(&error))? {
-                    // The notes did not have it: not to be believed next time.
-                    self.intact = false;
+                    // The notes did not have it; the seal may still be whole, and
+                    // they are not to be changed under it.
+                    self.rescan()?;
                     let noted = self.notes.set_taken(address, true);
                     noted.map_err(|error| self.index_error(&error))?;
                 }
@@ -389,10 +403,7 @@ struct Scan {
 /// marks leases of unknown age as seen in this boot. `old` saves reading leases again whose
 /// mark says that they have not changed since.
 fn scan(dir: &OwnedFd, boot: &Boot, old: Option<&Notes>) -> io::Result<Scan> {
-    let known: HashMap<IpAddr, Noted> = match old.map(Notes::all) {
-        Some(Ok(leases)) => leases.into_iter().map(|lease| (lease.address, lease)).collect(),
-        Some(Err(_)) | None => HashMap::new(),
-    };
+    let known = old.map(known).unwrap_or_default();
     let mut found = Scan { leases: Vec::new(), blocked: Vec::new() };
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mut listing = Dir::openat(dir, ".", flags, Mode::empty())?;
@@ -400,7 +411,7 @@ fn scan(dir: &OwnedFd, boot: &Boot, old: Option<&Notes>) -> io::Result<Scan> {
         let entry = entry?;
         let Ok(name) = entry.file_name().to_str() else { continue };
         let Some(address) = lease_address(name) else { continue };
-        match look_at(dir, name, boot, known.get(&address)) {
+        match look_at(dir, name, boot, known.get(&address).and_then(Option::as_ref)) {
             Ok(Look::Lease(hash, origin)) => found.leases.push(Noted { hash, address, origin }),
             Ok(Look::Blocked) => found.blocked.push(address),
             Ok(Look::Free) | Err(Errno::ENOENT) => {}
@@ -411,6 +422,26 @@ fn scan(dir: &OwnedFd, boot: &Boot, old: Option<&Notes>) -> io::Result<Scan> {
         }
     }
     Ok(found)
+}
+
+/// What old notes have of each address: nothing where they have two leases of it.
+fn known(old: &Notes) -> HashMap<IpAddr, Option<Noted>> {
+    let mut known = HashMap::new();
+    for lease in old.all().unwrap_or_default() {
+        known.entry(lease.address).and_modify(|known| *known = None).or_insert(Some(lease));
+    }
+    known
+}
+
+/// Addresses that files in the directory have for names.
+fn lease_names(dir: &OwnedFd) -> nix::Result<Vec<IpAddr>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut listing = Dir::openat(dir, ".", flags, Mode::empty())?;
+    let mut names = Vec::new();
+    for entry in listing.iter() {
+        names.extend(entry?.file_name().to_str().ok().and_then(lease_address));
+    }
+    Ok(names)
 }
 
 enum Look {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use cni::{AddResult, Attachment, AttachmentKey, Error, Network, Object, Plugin, Verb, delegate};
-use ipam_host_local::{Host, HostLocal, OwnRanges};
+use ipam_host_local::{Host, HostLocal, OwnRanges, Sight};
 use ipnetwork::IpNetwork;
 use kernel::Rtnetlink;
 use kernel::neighbour::State;
@@ -122,12 +122,15 @@ fn host_local<T>(
     own_ranges: OwnRanges,
     work: impl FnOnce(&HostLocal) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let lives = |key: &AttachmentKey| interface_lives(&network.name, key);
-    let in_use = AddressesInUse::default();
-    let in_use = |ip| in_use.contains(ip);
-    let mut host = Host::new(own_ranges, &in_use);
-    host.interface_lives = Some(&lives);
-    work(&HostLocal { host })
+    let look = || {
+        let ends = HostEnds::default();
+        let in_use = AddressesInUse::default();
+        Sight {
+            interface_lives: Some(Box::new(move |key| ends.lives(&network.name, key))),
+            address_in_use: Box::new(move |ip| in_use.contains(ip)),
+        }
+    };
+    work(&HostLocal { host: Host::new(own_ranges, &look) })
 }
 
 /// `host-local` called by another interface plugin.
@@ -159,15 +162,33 @@ impl Plugin for StandaloneHostLocal {
     }
 }
 
-/// Runs `work` with `host-local` as it is where nothing is known of interfaces.
+/// Runs `work` with `host-local` as it is where nothing is known of interfaces: the
+/// host refers to no address of an idle pod behind a bridge, macvlan or ipvlan, so that nothing shows
+/// its lease to be nobody's.
 fn standalone<T>(
     network: &Network,
     work: impl FnOnce(&HostLocal) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let own_ranges = |ipam: &Object| node::pod_ranges(&network.name, &Source::read(ipam)?);
-    let in_use = AddressesInUse::default();
-    let in_use = |ip| in_use.contains(ip);
-    work(&HostLocal { host: Host::new(&own_ranges, &in_use) })
+    work(&HostLocal { host: Host::new(&own_ranges, &Sight::blind) })
+}
+
+/// The names of all links, listed when first asked for: where a range is exhausted, there
+/// are as many questions as leases.
+#[derive(Default)]
+struct HostEnds(OnceCell<HashSet<String>>);
+
+impl HostEnds {
+    /// Whether the attachment has a host end, or is being made or removed right now.
+    fn lives(&self, network: &str, key: &AttachmentKey) -> Result<bool, Error> {
+        let names = self.0.get_or_init(|| link_names().unwrap_or_default());
+        // One that the list lacks may have been made since.
+        Ok(names.contains(&Id::of(network, key).host_end()) || interface_lives(network, key)?)
+    }
+}
+
+fn link_names() -> kernel::Result<HashSet<String>> {
+    Ok(Rtnetlink::open()?.links()?.into_iter().map(|link| link.name).collect())
 }
 
 /// Whether the attachment has a host end, or is being made or removed right now.

@@ -21,7 +21,8 @@ const CALLS: u64 = 40;
 #[test]
 fn mixed_binaries_do_what_the_reference_does() {
     let Some(go) = reference() else { return };
-    let calls = number("WEFT_DIFF_OPS").unwrap_or(800);
+    let soak = std::env::var_os("WEFT_SOAK").is_some();
+    let calls = number("WEFT_DIFF_OPS").unwrap_or(if soak { 50_000 } else { 800 });
     let random_seed = || RandomState::new().build_hasher().finish();
     let seed = number("WEFT_DIFF_SEED").unwrap_or_else(random_seed);
     eprintln!("WEFT_DIFF_SEED={seed} WEFT_DIFF_OPS={calls}");

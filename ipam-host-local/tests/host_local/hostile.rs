@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -217,4 +217,31 @@ fn leases_of_another_owner_and_mode_count() {
     assert_eq!(add_one(host(), "a", &config).unwrap(), "10.1.2.3");
     call(&ours(), "DEL", "x", &config).unwrap();
     assert_eq!(dir.held().len(), 1);
+}
+
+#[test]
+fn a_lease_removed_by_hand_under_the_seal_blocks_nothing() {
+    let dir = Dir::new();
+    let config = small(&dir);
+    for id in ["h-a", "h-b", "h-c", "h-d", "h-e"] {
+        add(host(), id, &config).unwrap();
+    }
+    // As a verb that ran at the same time would leave it: removed, and sealed all the same.
+    let times = fs::metadata(dir.leases()).unwrap();
+    fs::remove_file(dir.leases().join("10.1.2.4")).unwrap();
+    let seal = format!("@{}", times.mtime());
+    let mut touch = Command::new("touch");
+    touch.args(["-m", "-d", &seal]).arg(dir.leases());
+    assert!(touch.status().unwrap().success());
+    assert_eq!(fs::metadata(dir.leases()).unwrap().mtime(), times.mtime());
+    assert_eq!(add_one(host(), "h-f", &config).unwrap(), "10.1.2.4");
+}
+
+#[test]
+fn a_holder_too_long_to_be_read_back_is_refused() {
+    let dir = Dir::new();
+    let config = small(&dir);
+    let error = add(host(), &"x".repeat(5000), &config).unwrap_err();
+    assert_eq!(error.code, 4, "{error}");
+    assert!(dir.held().is_empty());
 }

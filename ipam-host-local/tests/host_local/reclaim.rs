@@ -4,12 +4,12 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use cni::{AttachmentKey, Error, Plugin};
-use ipam_host_local::{Host, HostLocal};
+use ipam_host_local::{Host, HostLocal, Sight};
 use serde_json::{Value, json};
 
 use crate::util::{
-    Dir, add, add_one, call, config, del, environment, finish, host, key, network, no_ranges, ours,
-    reference,
+    Dir, add, add_one, call, config, del, environment, finish, host, key, network, no_ranges,
+    nothing_in_use, ours, reference,
 };
 
 fn small(dir: &Dir) -> Value {
@@ -107,7 +107,9 @@ fn unnoted_leases_live_until_space_runs_out() {
     let config = small(&dir);
     dir.write("10.1.2.3", "r-x\r\neth0");
     dir.write("10.1.2.4", "r-y");
-    let idle = || Host::new(&no_ranges, &|address| address.to_string() == "10.1.2.4");
+    let used = |address: std::net::IpAddr| address.to_string() == "10.1.2.4";
+    let look = || Sight { interface_lives: None, address_in_use: Box::new(used) };
+    let idle = || Host::new(&no_ranges, &look);
     for id in ["r-a", "r-b", "r-c"] {
         add(idle(), id, &config).unwrap();
         assert!(dir.held().contains_key("10.1.2.3"), "taken with addresses left");
@@ -129,7 +131,8 @@ fn leases_without_interface_are_taken_back() {
         _ => Ok(true),
     };
     let used = |address: std::net::IpAddr| address.to_string() == "10.1.2.3";
-    let veth = || Host { interface_lives: Some(&lives), ..Host::new(&no_ranges, &used) };
+    let look = || Sight { interface_lives: Some(Box::new(lives)), address_in_use: Box::new(used) };
+    let veth = || Host::new(&no_ranges, &look);
     HostLocal { host: veth() }.status(&network(&config)).unwrap();
     assert_eq!(add_one(veth(), "r-f", &config).unwrap(), "10.1.2.4");
     assert_eq!(add(veth(), "r-g", &config).unwrap_err().code, 11);
@@ -149,7 +152,7 @@ fn a_pod_that_is_being_made_keeps_its_lease() {
     let mut work = Command::new("cat");
     environment(&mut work, "ADD", "made4", "eth0", "");
     let mut work = work.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let idle = || Host::new(&no_ranges, &|_| false);
+    let idle = || Host::new(&no_ranges, &nothing_in_use);
     add(idle(), "r-a", &config).unwrap();
     assert_eq!(dir.held()["10.1.2.4"], "made4\r\neth0");
     HostLocal { host: idle() }.gc(&[], &network(&config)).unwrap();

@@ -3,11 +3,12 @@
 use std::fs;
 
 use cni::{AddResult, IpConfig, Plugin};
-use ipam_host_local::{Host, HostLocal};
+use ipam_host_local::{Host, HostLocal, Sight};
 use serde_json::json;
 
 use crate::util::{
-    Dir, add, add_one, attachment, call, config, del, host, key, network, no_ranges, ours,
+    Dir, add, add_one, attachment, call, config, del, host, key, network, no_ranges,
+    nothing_in_use, ours,
 };
 
 fn plugin() -> HostLocal<'static> {
@@ -175,10 +176,10 @@ fn no_ranges_means_those_of_this_node() {
         Ok(["fd00:5::/64", "10.5.0.0/24", "10.6.0.0/24"].map(|text| text.parse().unwrap()).into())
     };
     config["ipam"]["nodeName"] = json!("worker1");
-    let result = add(Host::new(&own, &|_| true), "a", &config).unwrap();
+    let result = add(Host::new(&own, &Sight::blind), "a", &config).unwrap();
     let ips: Vec<_> = result.ips.iter().map(|ip| ip.address.to_string()).collect();
     assert_eq!(ips, ["10.5.0.2/24", "fd00:5::2/64"]);
-    let none = Host::new(&no_ranges, &|_| true);
+    let none = Host::new(&no_ranges, &Sight::blind);
     assert!(add(none, "b", &config).unwrap_err().msg.contains("no podCIDRs"));
 }
 
@@ -214,8 +215,8 @@ fn leases_and_release_for_the_operator() {
     add(host(), "a", &config).unwrap();
     dir.write("10.1.2.9", "op-old");
     let lives = |key: &cni::AttachmentKey| Ok(key.container_id == "a");
-    let mut plugin = HostLocal { host: Host::new(&no_ranges, &|_| false) };
-    plugin.host.interface_lives = Some(&lives);
+    let look = || Sight { interface_lives: Some(Box::new(lives)), ..nothing_in_use() };
+    let plugin = HostLocal { host: Host::new(&no_ranges, &look) };
     let leases = plugin.leases(&network(&config)).unwrap();
     let brief = leases
         .iter()

@@ -2,6 +2,7 @@
 //! kernel's own share. See docs/performance.md.
 
 mod chain;
+mod leases;
 mod machine;
 mod plot;
 mod pod;
@@ -29,6 +30,7 @@ parts (all, if none is named):
   pods       the same with 250 other pods there
   nodes      the same with 5,000 nodes in the map
   parallel   100 pods, 10 at once
+  leases     host-local alone, 20 to 60,000 leases; only if named, and alone
 
 options:
   --count N          pods of each chain in `adds` (default 20); a quarter in the others
@@ -159,6 +161,12 @@ impl Options {
 
 fn bench(options: Options) -> Result<()> {
     let machine = machine::describe();
+    if options.parts == ["leases"] {
+        let executables = build(&options.reference)?;
+        let table = leases::run(&executables.ours, &executables.reference)?;
+        println!("{machine}. Reference plugins: {}.\n{table}", machine::reference_version());
+        return Ok(());
+    }
     let parts = options.parts()?;
     let executables = build(&options.reference)?;
     let mut results = Results::default();

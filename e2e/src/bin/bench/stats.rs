@@ -48,7 +48,7 @@ pub(crate) fn by_plugin(
 
 /// The value below which a `share` of all lies, between neighbours where it falls
 /// between two.
-fn quantile(values: &[f64], share: f64) -> Option<f64> {
+pub(crate) fn quantile(values: &[f64], share: f64) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let at = share * sorted.len().checked_sub(1)? as f64;
