@@ -156,13 +156,15 @@ impl Place {
             (CloneFlags::CLONE_NEWPID, File::open(self.view.join("ns/pid"))?),
             (CloneFlags::CLONE_NEWNS, File::open(self.view.join("ns/mnt"))?),
         ];
+        // Looked at here, as the place's /proc does not show this process.
+        let denied = setgroups_is_denied();
         // After CLONE_NEWPID the thread can start processes, but no threads.
         let enter = move || {
             unshare(CloneFlags::CLONE_FS)?;
             for (kind, file) in &namespaces {
                 setns(file, *kind)?;
             }
-            if setgroups_is_denied() {
+            if denied {
                 seccompiler::apply_filter(&setgroups_does_nothing()?).map_err(io::Error::other)?;
             }
             let started = Instant::now();

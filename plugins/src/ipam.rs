@@ -3,16 +3,13 @@
 
 use std::cell::OnceCell;
 use std::collections::HashSet;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use cni::{AddResult, Attachment, AttachmentKey, Error, Network, Object, Plugin, Verb, delegate};
 use ipam_host_local::{Host, HostLocal, OwnRanges, Sight};
-use ipnetwork::IpNetwork;
 use kernel::Rtnetlink;
-use kernel::neighbour::State;
-use kernel::route::Filter;
 
+use crate::addresses_in_use::AddressesInUse;
 use crate::attachment::Id;
 use crate::failure::{invalid_config, refused};
 use crate::node::{self, Source, Stamped};
@@ -162,15 +159,17 @@ impl Plugin for StandaloneHostLocal {
     }
 }
 
-/// Runs `work` with `host-local` as it is where nothing is known of interfaces: the
-/// host refers to no address of an idle pod behind a bridge, macvlan or ipvlan, so that nothing shows
-/// its lease to be nobody's.
+/// Runs `work` with `host-local` as it is where nothing is known of interfaces.
 fn standalone<T>(
     network: &Network,
     work: impl FnOnce(&HostLocal) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let own_ranges = |ipam: &Object| node::pod_ranges(&network.name, &Source::read(ipam)?);
-    work(&HostLocal { host: Host::new(&own_ranges, &Sight::blind) })
+    let look = || {
+        let in_use = AddressesInUse::default();
+        Sight { interface_lives: None, address_in_use: Box::new(move |ip| in_use.contains(ip)) }
+    };
+    work(&HostLocal { host: Host::new(&own_ranges, &look) })
 }
 
 /// The names of all links, listed when first asked for: where a range is exhausted, there
@@ -201,34 +200,4 @@ fn interface_lives(network: &str, key: &AttachmentKey) -> Result<bool, Error> {
     }
     let mut host = Rtnetlink::open().map_err(refused)?;
     Ok(host.link_by_name(&id.host_end()).map_err(refused)?.is_some())
-}
-
-/// The addresses that anything on this host refers to, listed when first asked for:
-/// only a lease whose making nobody vouches for is looked up here, and then many are.
-#[derive(Default)]
-struct AddressesInUse(OnceCell<Option<HashSet<IpAddr>>>);
-
-impl AddressesInUse {
-    /// Whether a route to `ip` alone, a neighbour entry or an interface has it. In
-    /// doubt it counts as used.
-    fn contains(&self, ip: IpAddr) -> bool {
-        let addresses = self.0.get_or_init(|| addresses_in_use().ok());
-        addresses.as_ref().is_none_or(|addresses| addresses.contains(&ip))
-    }
-}
-
-fn addresses_in_use() -> kernel::Result<HashSet<IpAddr>> {
-    let mut host = Rtnetlink::open()?;
-    let mut addresses: HashSet<IpAddr> =
-        host.addresses(None)?.iter().map(|address| address.address.ip()).collect();
-    // One that failed is there because somebody asked in vain.
-    let failed = State::Other(libc::NUD_FAILED);
-    let neighbours = host.neighbours(None)?;
-    addresses.extend(neighbours.iter().filter(|n| n.state != failed).map(|n| n.ip));
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let routes = host.routes(Filter { family: family as u8, ..Filter::default() })?;
-        let hosts = routes.iter().filter(|route| route.dst == IpNetwork::from(route.dst.ip()));
-        addresses.extend(hosts.map(|route| route.dst.ip()));
-    }
-    Ok(addresses)
 }

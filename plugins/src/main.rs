@@ -3,6 +3,7 @@
 //! One executable under several names. As `veth`, `routing`, `host-local` or
 //! `loopback` it is a CNI plugin; as `weft` the operator's command.
 
+mod addresses_in_use;
 mod attachment;
 mod command;
 mod failure;

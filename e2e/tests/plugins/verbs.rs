@@ -294,3 +294,30 @@ fn status_and_version_of_every_plugin() -> Result<()> {
     }
     Ok(())
 }
+
+/// Where space has run out, leases of the reference plugin are given back if nothing
+/// refers to their address, be it in a namespace that the host has no route to.
+#[test]
+fn leases_of_the_reference_plugin_end_when_nothing_has_their_address() -> Result<()> {
+    let lab = Lab::lesson()?;
+    let node = lab.node("worker1")?;
+    let idle = node.pod("idle")?;
+    idle.sh("ip link set lo up; ip address add 10.9.0.3/29 dev lo")?;
+    node.sh("ip route add 10.9.0.4/32 dev eth0")?;
+    node.sh("d=/var/lib/cni/networks/pods; mkdir -p $d
+         for i in 2 3 4 5 6; do printf 'gone%s\\r\\neth0' $i >$d/10.9.0.$i; done")?;
+    let ipam = json!({ "type": "host-local", "subnet": "10.9.0.0/29" });
+    for (plugin, name) in [("host-local", "one"), ("veth", "two"), ("host-local", "three")] {
+        let pod = node.pod(name)?;
+        let config = with(config_of(plugin, &Value::Null), "ipam", ipam.clone());
+        let result = Call::new(plugin, "ADD", &pod, &config)?.ok(node)?;
+        let address = result["ips"][0]["address"].as_str().unwrap_or_default().to_owned();
+        ensure!(!["10.9.0.3/29", "10.9.0.4/29"].contains(&address.as_str()), "{address} is in use");
+    }
+    let pod = node.pod("four")?;
+    let config = with(config_of("host-local", &Value::Null), "ipam", ipam);
+    let failure = Call::new("host-local", "ADD", &pod, &config)?.fails(node)?;
+    ensure!(failure.code == 11, "{failure:?}");
+    ensure!(leases(node).iter().any(|lease| lease == "10.9.0.3"), "{:?}", leases(node));
+    Ok(())
+}
