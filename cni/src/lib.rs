@@ -28,5 +28,5 @@ pub use error::{Code, Error};
 pub use json::Object;
 pub use plugin::{Attachment, AttachmentKey, Network, Plugin};
 pub use result::{AddResult, Dns, Interface, IpConfig, Route};
-pub use run::run;
+pub use run::{own_netns, run};
 pub use version::Version;

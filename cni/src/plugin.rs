@@ -74,8 +74,10 @@ pub trait Plugin {
     fn gc(&self, valid: &[AttachmentKey], network: &Network) -> Result<(), Error>;
     /// Fails (50, 51) if an ADD could not be served.
     fn status(&self, network: &Network) -> Result<(), Error>;
-    /// Whether the plugin acts in CNI_NETNS. One that does is never called for the
-    /// namespace that it runs in; an IPAM, which does not, never looks at the path.
+    /// Whether [`crate::run`] shall refuse a call for the namespace that the process
+    /// runs in, before the plugin is called. Not for an IPAM, which never looks at the
+    /// path; nor for a plugin that has both namespaces open anyway and asks
+    /// [`crate::own_netns`] itself, as the first look into /proc costs 50 µs.
     fn enters_netns(&self) -> bool {
         true
     }

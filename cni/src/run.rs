@@ -93,16 +93,21 @@ fn dispatch(plugin: &dyn Plugin, call: Call) -> Result<Option<Value>, Error> {
 
 /// Fails with 8 if CNI_NETNS is the namespace that this process runs in: the
 /// container's interface would be made among the host's, over the host's `eth0`.
-/// CNI_NETNS_OVERRIDE (of the reference implementation) allows it.
 fn refuse_own_netns(plugin: &dyn Plugin, attachment: &Attachment) -> Result<(), Error> {
     let Some(netns) = attachment.netns.as_deref().filter(|_| plugin.enters_netns()) else {
         return Ok(());
     };
+    match is_same_file(netns, Path::new("/proc/self/ns/net")) {
+        true => own_netns(netns),
+        false => Ok(()),
+    }
+}
+
+/// What is to be said where CNI_NETNS, `netns`, is the namespace that this process
+/// runs in: code 8, or nothing where CNI_NETNS_OVERRIDE allows it.
+pub fn own_netns(netns: &Path) -> Result<(), Error> {
     let allowed = std::env::var("CNI_NETNS_OVERRIDE").unwrap_or_default();
     if allowed == "1" || allowed.eq_ignore_ascii_case("true") {
-        return Ok(());
-    }
-    if !is_same_file(netns, Path::new("/proc/self/ns/net")) {
         return Ok(());
     }
     Err(Error::new(

@@ -14,6 +14,7 @@ use kernel::link::{HOST_END_GROUPS, Link};
 use kernel::netns::Netns;
 use nix::fcntl::{FcntlArg, fcntl};
 
+use crate::failure::refused;
 use crate::state_dir;
 
 /// File whose bytes are the locks of attachments.
@@ -119,10 +120,16 @@ fn lock_error(error: &nix::errno::Errno) -> Error {
 /// The namespace that CNI_NETNS names.
 ///
 /// # Errors
-/// Code 4: nothing is there, or no namespace.
+/// Code 4: nothing is there, or no namespace. Code 8: it is the one that the thread
+/// is in.
 pub(crate) fn open_netns(attachment: &Attachment) -> Result<Netns, Error> {
     let path = attachment.netns.as_deref().unwrap_or(Path::new(""));
-    Netns::open(path).map_err(|e| Error::new(Code::InvalidEnvironment, format!("CNI_NETNS: {e}")))
+    let pod = Netns::open(path);
+    let pod = pod.map_err(|e| Error::new(Code::InvalidEnvironment, format!("CNI_NETNS: {e}")))?;
+    if Netns::current().and_then(|home| pod.is(&home)).map_err(refused)? {
+        cni::own_netns(path)?;
+    }
+    Ok(pod)
 }
 
 /// An index for a new pair of links that is unlikely to be taken: 24 random bits

@@ -66,6 +66,10 @@ impl Plugin for Routing {
             Error::new(Code::Unavailable, msg).with_details(error.details)
         })
     }
+
+    fn enters_netns(&self) -> bool {
+        false
+    }
 }
 
 /// A sync, unless one is under way: callers have no patience, and it does the work.

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use cni::{AddResult, Attachment, Error};
+use cni::{AddResult, Attachment, Error, Interface};
 use kernel::Rtnetlink;
 use kernel::link::{HOST_END_GROUP, Link, LinkChange};
 use kernel::netlink::Socket;
@@ -91,6 +91,14 @@ fn adjust(
     Ok(true)
 }
 
+/// Whether the plugins before say that the whole attachment has the MTU already: then
+/// its namespace need not be entered.
+fn has_mtu(attachment: &Attachment, result: &AddResult, mtu: u32) -> bool {
+    let is_pod_end = |i: &Interface| !i.sandbox.is_empty() && i.name == attachment.key.ifname;
+    result.interfaces.iter().any(is_pod_end)
+        && result.interfaces.iter().all(|interface| interface.mtu == Some(mtu))
+}
+
 /// Sets the MTU of the attachment that an earlier plugin made, whatever that is,
 /// and in its result.
 pub(super) fn adjust_attachment(
@@ -100,6 +108,9 @@ pub(super) fn adjust_attachment(
     mtu: u32,
     host: &mut Rtnetlink,
 ) -> Result<(), Error> {
+    if has_mtu(attachment, result, mtu) {
+        return Ok(());
+    }
     let home = Netns::current().map_err(refused)?;
     let name = &attachment.key.ifname;
     let inside = || set_pod_end(name, mtu);

@@ -1,8 +1,6 @@
 //! CHECK: what this plugin made of the attachment is still there. Changes that a
 //! later plugin may make (MAC, MTU, routes of its own) are no failure.
 
-use std::path::Path;
-
 use cni::{AddResult, Attachment, Error, Network};
 use kernel::Rtnetlink;
 use kernel::netns::Netns;
@@ -10,7 +8,7 @@ use kernel::route::{Filter, Kind};
 
 use super::config::Config;
 use super::plan::host_prefix;
-use crate::attachment::{Id, is_host_end};
+use crate::attachment::{Id, is_host_end, open_netns};
 use crate::failure::{check_failed, refused};
 use crate::ipam::Ipam;
 
@@ -19,8 +17,7 @@ pub(super) fn check(attachment: &Attachment, network: &Network) -> Result<(), Er
     let result = network.require_prev_result()?;
     let config = Config::read(attachment, network)?;
     let ifname = &attachment.key.ifname;
-    let sandbox = attachment.netns.as_deref().unwrap_or(Path::new(""));
-    let pod = Netns::open(sandbox).map_err(refused)?;
+    let pod = open_netns(attachment)?;
     let home = Netns::current().map_err(refused)?;
     pod.run(&home, || check_pod_end(ifname, result, config.default_route)).map_err(refused)??;
     check_host_end(attachment, network, result)?;

@@ -36,4 +36,8 @@ impl Plugin for Veth {
     fn status(&self, network: &Network) -> Result<(), Error> {
         Ipam::of(network)?.status(network)
     }
+
+    fn enters_netns(&self) -> bool {
+        false
+    }
 }
