@@ -320,7 +320,7 @@ struct Entry {
 
 impl Entry {
     fn new(record: Record, file: &Rc<str>) -> Self {
-        let why = record.faults.first().cloned();
+        let why = record.faults.first().cloned().or_else(|| misspelt(&record));
         Self { file: Rc::clone(file), record, why }
     }
 
@@ -331,10 +331,13 @@ impl Entry {
         });
         let unknown = self.record.unknown_keys.iter().map(|key| {
             let what = format!("the key {key:?} means nothing");
-            let remedy = match record::meant(key) {
+            let mut remedy = match record::meant(key) {
                 Some(meant) => format!("did you mean {meant}?"),
                 None => format!("remove it, or correct it to one of {}", record::KEYS),
             };
+            if misspelt(&self.record).is_some() {
+                remedy = format!("{remedy} {STAYS}");
+            }
             self.problem(ProblemKind::UnknownKey, what, remedy)
         });
         bad.chain(unknown).collect()
@@ -347,6 +350,16 @@ impl Entry {
     fn described(&self) -> String {
         format!("{} of {}", self.record.item(), self.file)
     }
+}
+
+/// Why a record that lacks something is no record of a node that is not ready: it has
+/// what it lacks under a misspelt key, and so is wrong.
+fn misspelt(record: &Record) -> Option<String> {
+    if record.stray || record.is_complete() {
+        return None;
+    }
+    let mut meant = record.unknown_keys.iter().filter_map(|key| Some((key, record::meant(key)?)));
+    meant.next().map(|(key, meant)| format!("it has the key {key:?} where {meant} is meant"))
 }
 
 const STAYS: &str = "until then nothing new is made for it, and what is there stays";

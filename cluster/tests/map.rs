@@ -241,11 +241,14 @@ fn incomplete_records_are_silent_and_conflict_with_nothing() {
 }
 
 #[test]
-fn a_mistyped_key_is_a_warning() {
+fn a_mistyped_key_is_a_warning_or_quarantines_what_lacks_it() {
     let map = map(json!([{"name": "a", "addresses": ["192.168.0.1"], "podCIDR": ["10.0.1.0/24"]}]));
     assert_eq!(map.problems[0].kind, ProblemKind::UnknownKey);
     assert!(map.problems[0].to_string().contains("did you mean podCIDRs?"), "{}", map.problems[0]);
-    assert_eq!(names(&map.incomplete), ["a"]);
+    assert_eq!((map.quarantined.len(), map.incomplete.len()), (1, 0));
+    assert!(map.quarantined[0].why.contains("podCIDRs is meant"), "{}", map.quarantined[0].why);
+    let map = self::map(json!([{"name": "a", "addresses": ["192.168.0.1"], "comment": "new"}]));
+    assert_eq!((map.quarantined.len(), names(&map.incomplete)), (0, vec!["a"]));
     let map = self::map(json!({"nodes": [record("a", 1)], "name": "prod", "comment": 1}));
     assert_eq!((map.nodes.len(), map.problems.len(), map.incomplete.len()), (1, 2, 0));
     assert!(map.quarantined.is_empty());

@@ -72,6 +72,8 @@ fn teardown_spares_living_pods_and_sync_brings_the_tunnel_back() -> Result<()> {
     let files = [Section::Files];
     let before = node.snapshot()?.without(&files);
     cluster.weft("worker1", &["teardown"])?.ok()?;
+    let tables = node.run_ok(&["nft", "list", "tables"])?;
+    assert!(!tables.contains("weft_"), "{tables}");
     assert_ping(&a, near.addr(Family::V4)?, &PingOptions::default())?;
     cluster.chain("worker1")?.check(&a, "eth0")?;
     cluster.weft("worker1", &["sync"])?.ok()?;

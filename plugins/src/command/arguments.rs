@@ -86,8 +86,9 @@ const TEARDOWN: &str = "\
 Usage: weft teardown [--conf FILE]
 
 Removes what weft put between nodes: the VXLAN device, routes, nexthop objects,
-and /run/weft. Pods keep their interfaces, addresses and leases, and sysctls stay
-as they are. The next ADD, STATUS or sync brings it all back.
+the nf_tables tables (weft_*, the spoof check too), and /run/weft. Pods keep their
+interfaces, addresses and leases, and sysctls stay as they are. The next ADD,
+STATUS or sync brings it all back.
 ";
 
 impl Arguments {

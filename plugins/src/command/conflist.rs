@@ -33,11 +33,11 @@ pub(super) fn networks(conf: Option<&Path>) -> Result<Vec<RoutingNetwork>> {
     };
     let mut networks = Vec::new();
     for file in &files {
-        let parsed = read(file).with_context(|| file.display().to_string());
-        match parsed {
-            Ok(network) => networks.extend(network),
-            // Another network's broken file is not ours to fail for.
-            Err(error) if conf.is_none() => log::warn!("{error:#}; ignored"),
+        let about = || file.display().to_string();
+        match parse(file).with_context(about) {
+            Ok(whole) => networks.extend(read(file, &whole).with_context(about)?),
+            // A broken file of which nobody knows whose it is is not ours to fail for.
+            Err(error) if conf.is_none() => log::warn!("{error:#}; the file is skipped"),
             Err(error) => return Err(error),
         }
     }
@@ -66,10 +66,13 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn read(file: &Path) -> Result<Option<RoutingNetwork>> {
+fn parse(file: &Path) -> Result<Map<String, Value>> {
     let text = fs::read(file).context("cannot be read")?;
-    let whole: Map<String, Value> = serde_json::from_slice(&text).context("is not JSON")?;
-    let keys = Object::root(&whole);
+    serde_json::from_slice(&text).context("is not JSON")
+}
+
+fn read(file: &Path, whole: &Map<String, Value>) -> Result<Option<RoutingNetwork>> {
+    let keys = Object::root(whole);
     let plugins = match keys.get("plugins") {
         Some(_) => keys.list("plugins", Object::of)?,
         None => vec![keys.clone()],

@@ -19,7 +19,6 @@ use anyhow::{Result, bail};
 use kernel::Rtnetlink;
 use serde_json::Value;
 
-use crate::attachment::is_host_end;
 use crate::routing::sync::{Do, Outcome, sync};
 use crate::routing::teardown::teardown;
 use crate::{node, state_dir, veth};
@@ -80,10 +79,8 @@ fn act(arguments: &Arguments) -> Result<ExitCode> {
         Action::Status => for_each(arguments, status::show),
         Action::Teardown => {
             let code = for_each(arguments, teardown_one)?;
-            // It belongs to the pods, and stays as long as they do.
-            let pods = Rtnetlink::open()?.links_of_kind("veth")?.iter().any(is_host_end);
-            if !pods && veth::spoof_check::remove()? {
-                println!("removed the spoof check; the next ADD brings it back");
+            if veth::spoof_check::remove()? {
+                println!("removed the spoof check; the next ADD, STATUS or sync brings it back");
             }
             state_dir::remove_all()?;
             Ok(code)

@@ -118,6 +118,8 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
     let wanted = device(config, own, underlay)?;
     let mut state = desired(view.inputs(config))?;
     let steps = device::Steps::new(config, wanted.as_ref(), device::ours(config, host)?);
+    // Nothing is changed, or promised, before it is known that it can be.
+    steps.check(host)?;
     outcome.changes.extend(steps.before_words(&underlay.name));
     let device = match what {
         Do::Plan => steps.kept().cloned(),
@@ -142,8 +144,7 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
     Ok(outcome)
 }
 
-/// Takes the steps that the entries need to have been taken; nothing is changed
-/// before it is known that they can be.
+/// Takes the steps that the entries need to have been taken.
 fn make_device(
     config: &Config,
     view: &View,
@@ -151,7 +152,6 @@ fn make_device(
     wanted: bool,
     host: &mut Rtnetlink,
 ) -> Result<Option<Link>, Error> {
-    steps.check(host)?;
     forwarding::enable(has(&view.own, Family::V4), has(&view.own, Family::V6), host)?;
     if !steps.is_empty() {
         stamp::remove(&config.network)?;
