@@ -3,7 +3,11 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use e2e::{Cluster, Family, PingOptions, Pod, conf, ping, tcp_bulk};
+use e2e::{
+    Cluster, Families, Family, Lab, PingOptions, Pod, Spread, Topology, conf, ping, tcp_bulk,
+    with_routing_keys,
+};
+use serde_json::json;
 
 use crate::assert_ping;
 
@@ -125,4 +129,49 @@ fn a_pod_that_takes_another_s_address_is_not_heard() -> Result<()> {
     assert!(!ping(&a, b.addr(Family::V4)?, &options)?.all());
     assert!(capture.stop()?.is_empty(), "the spoofed packet left the node");
     assert_ping(&a, b.addr(Family::V4)?, &PingOptions::default())
+}
+
+/// A cluster of `count` nodes, `shared` on a link, with a pod on each; every pod pings
+/// every other in both families.
+fn all_reach_all(count: usize, shared: usize, underlay: Family) -> Result<()> {
+    let topology = Topology::nodes(count, Spread::Shared(shared), Families::Both, Families::Both);
+    let lab = Lab::start(topology)?;
+    let outside = match underlay {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    };
+    let conflist = with_routing_keys(conf::TUNNEL, &json!({ "underlayFamily": outside }))?;
+    let cluster = Cluster::new(lab, &conflist)?;
+    let nodes: Vec<&str> = cluster.lab().nodes().iter().map(|node| node.name()).collect();
+    let pods: Result<Vec<Pod>> = nodes.iter().map(|node| cluster.pod(node, "pod")).collect();
+    let pods = pods?;
+    let mut targets = Vec::new();
+    for pod in &pods {
+        targets.extend([pod.addr(Family::V4)?, pod.addr(Family::V6)?]);
+    }
+    let list: Vec<String> = targets.iter().map(ToString::to_string).collect();
+    for pod in &pods {
+        let all = format!(
+            "for ip in {}; do ping -q -c 1 -W 5 $ip >/dev/null || echo $ip; done",
+            list.join(" ")
+        );
+        let silent = pod.sh(&all)?;
+        assert!(silent.trim().is_empty(), "{} hears nothing of {silent}", pod.node().name());
+    }
+    Ok(())
+}
+
+#[test]
+fn two_nodes_reach_each_other() -> Result<()> {
+    all_reach_all(2, 2, Family::V4)
+}
+
+#[test]
+fn three_nodes_reach_each_other_over_ipv6() -> Result<()> {
+    all_reach_all(3, 1, Family::V6)
+}
+
+#[test]
+fn twenty_nodes_reach_each_other() -> Result<()> {
+    all_reach_all(20, 10, Family::V4)
 }
