@@ -184,7 +184,7 @@ impl OnLink {
 
     /// What to say of another program's route that takes the place of `route`.
     pub(crate) fn shadow(&self, route: &Route) -> Option<String> {
-        let (metric, protocol) = self.first.get(&route.dst).filter(|(m, _)| *m < route.metric)?;
+        let (metric, protocol) = self.first.get(&route.dst).filter(|(m, _)| *m <= route.metric)?;
         Some(format!(
             "another program's route to {} (protocol {protocol}, metric {metric}) takes precedence \
              over ours; remove it unless that is what you want",
