@@ -73,6 +73,9 @@ fn parse(file: &Path) -> Result<Map<String, Value>> {
 
 fn read(file: &Path, whole: &Map<String, Value>) -> Result<Option<RoutingNetwork>> {
     let keys = Object::root(whole);
+    if !has_routing(&keys)? {
+        return Ok(None);
+    }
     let plugins = match keys.get("plugins") {
         Some(_) => keys.list("plugins", Object::of)?,
         None => vec![keys.clone()],
@@ -91,6 +94,20 @@ fn read(file: &Path, whole: &Map<String, Value>) -> Result<Option<RoutingNetwork
     let config = Config::of(name, &routing)?;
     let host_local = host_local.map(|plugin| as_ipam_sees_it(name, &plugin));
     Ok(Some(RoutingNetwork { file: file.to_owned(), config, host_local }))
+}
+
+/// Whether a plugin is `routing`. What is wrong with another network's plugins is not
+/// ours to fail for.
+fn has_routing(keys: &Object) -> Result<bool> {
+    let is_routing = |plugin: &Object| plugin.text("type").ok().flatten() == Some("routing");
+    Ok(match keys.get("plugins") {
+        Some(Value::Array(_)) => {
+            let of = |value, path| Ok(Object::of(value, path).is_ok_and(|p| is_routing(&p)));
+            keys.list("plugins", of)?.contains(&true)
+        }
+        Some(_) => false,
+        None => is_routing(keys),
+    })
 }
 
 fn uses_host_local(plugin: &Object) -> Result<bool> {
