@@ -1,7 +1,7 @@
 //! This node and the node map, as the configuration's keys tell where they are.
 //!
 //! A map that cannot be read never takes a node down: the last good copy in
-//! /run/weft goes on being used, with a warning.
+//! /run/weft goes on being used, with a warning; where there is none, what can be read.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -64,7 +64,8 @@ impl Source {
         Self::read(&network.ipam()?.unwrap_or_else(|| network.keys()))
     }
 
-    /// The map; the last good copy where the directory as it stands is not whole.
+    /// The map; the last good copy where the directory as it stands is not whole; where
+    /// there is no copy either, what of it can be read.
     ///
     /// # Errors
     /// Code 7: no map, and no copy either.
@@ -75,30 +76,27 @@ impl Source {
             return Ok(Loaded { map, identity: None, warnings });
         }
         let identity = identity(&self.dir, SystemTime::now()).ok().flatten();
-        let (warnings, error) = match Map::read(&self.dir) {
+        let (warnings, partial) = match Map::read(&self.dir) {
             Ok(map) if map.unreadable.is_empty() => {
                 let warnings = map.problems.iter().map(ToString::to_string).collect();
                 return Ok(Loaded { map, identity, warnings });
             }
             Ok(map) => {
                 let problems = map.unreadable.iter().chain(&map.problems);
-                (problems.map(ToString::to_string).collect::<Vec<_>>(), None)
+                (problems.map(ToString::to_string).collect(), Ok(map))
             }
-            Err(e) => (vec![e.to_string()], Some(e)),
+            Err(e) => (vec![e.to_string()], Err(e)),
         };
-        match self.last_good() {
-            Some(map) => Ok(Loaded { map, identity: None, warnings }),
-            None => Err(error.map_or_else(
-                || Error::new(Code::InvalidConfig, warnings.join("; ")),
-                |e| invalid(&e),
-            )),
-        }
+        let map = self.last_good().map_or(partial, Ok).map_err(|e| invalid(&e))?;
+        Ok(Loaded { map, identity: None, warnings })
     }
 
     /// Keeps `loaded` as the last good copy, if it is a whole map that was read
     /// from the directory.
     pub(crate) fn keep(&self, loaded: &Loaded) -> Result<(), Error> {
-        if self.inline.is_some() || loaded.map.origin != self.dir.display().to_string() {
+        let whole = loaded.map.unreadable.is_empty();
+        let of_dir = loaded.map.origin == self.dir.display().to_string();
+        if self.inline.is_some() || !of_dir || !whole {
             return Ok(());
         }
         let copy = loaded.map.to_compact_json();
@@ -158,7 +156,7 @@ pub(crate) fn recognise(
     match own_node(map, &seen) {
         Ok(own) => return Ok((own.node.clone(), own.by.to_string())),
         Err(OwnError::Unknown(_) | OwnError::Quarantined { .. }) => {}
-        Err(error) => return Err(not_told(&error)),
+        Err(error) => return Err(not_told(map, &error)),
     }
     // Only now is it worth listing routes.
     let ranges = own_range_routes(protocol, host)?;
@@ -169,7 +167,7 @@ pub(crate) fn recognise(
             log::warn!("{text}; it is used as it stands while the kernel has its own-range route");
             Ok((*node, "by its own-range route, while its record is quarantined".to_owned()))
         }
-        Err(error) => Err(not_told(&error)),
+        Err(error) => Err(not_told(map, &error)),
     }
 }
 
@@ -182,12 +180,14 @@ fn confirms(ranges: &[IpNetwork], node: &Node, protocol: Option<u8>) -> bool {
     !node.pod_ranges.is_empty() && known && whole
 }
 
-fn not_told(error: &OwnError) -> Error {
+/// This node's record may be in a file that cannot be read, so those are named too.
+fn not_told(map: &Map, error: &OwnError) -> Error {
     let code = match error {
         OwnError::NoRangeYet { .. } => Code::TryAgain,
         _ => Code::InvalidConfig,
     };
-    Error::new(code, error.to_string())
+    let unreadable = map.unreadable.iter().map(|problem| format!("; {problem}"));
+    Error::new(code, format!("{error}{}", unreadable.collect::<String>()))
 }
 
 /// This host's addresses, each with the name of its interface. Those of pods'

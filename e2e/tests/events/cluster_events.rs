@@ -273,6 +273,33 @@ fn the_map_breaks_and_vanishes() -> Result<()> {
     Ok(())
 }
 
+/// One file of several is broken and no copy is there, as after a reboot: what can be
+/// read is used, and what is there is not taken away.
+#[test]
+fn a_file_breaks_and_no_copy_is_left() -> Result<()> {
+    let stage = Stage::new(json!({}))?;
+    let map = stage.lab.topology().node_map();
+    stage.lab.write_node_map(&without(&map, LAST))?;
+    for index in 0..LAST {
+        stage.node(index).write_file("/etc/weft/nodes.d/torn.json", "{")?;
+        stage.node(index).sh("rm -r /run/weft")?;
+        let sync = stage.weft(index, &["sync"])?;
+        ensure!(sync.status.code() == Some(1), "sync does not tell: {sync}");
+        ensure!(sync.stderr.contains("torn.json"), "{sync}");
+        stage.trigger(index, Trigger::Status)?;
+        stage.trigger(index, Trigger::Add)?;
+        let left = traces(&stage, index, &["10.0.2.0", "192.168.44.128"])?;
+        ensure!(!left.is_empty(), "what the torn file may tell of is gone");
+        // Nothing is left to hold: what can be read is made.
+        stage.node(index).sh("rm -r /run/weft && ip link del weft.1")?;
+        stage.trigger(index, Trigger::Add)?;
+        let peer = ["10.0.1.0", "10.0.0.0"][index];
+        let made = traces(&stage, index, &[peer])?;
+        ensure!(made.iter().any(|line| line.contains("dev weft.1")), "{made:#?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_node_alone_has_its_device_and_waits() -> Result<()> {
     let topology = Topology::lesson(Families::V4, Families::V4);

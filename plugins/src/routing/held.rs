@@ -21,7 +21,8 @@ pub(crate) struct Held {
     pub(crate) macs: HashSet<MacAddress>,
     /// Tunnel ends.
     pub(crate) ends: HashSet<IpAddr>,
-    /// A record tells nothing of what is its node's, so that it may be anything.
+    /// A record, or a file of them, tells nothing of what is its nodes', so that it may be
+    /// anything.
     anything: bool,
 }
 
@@ -35,9 +36,9 @@ struct Chain {
 
 impl Held {
     /// What the quarantined records of `map` say; that of this node, `own`, is no
-    /// peer's.
+    /// peer's. What stands in files that cannot be read is not known to be gone.
     pub(crate) fn of(map: &Map, own: &Node) -> Self {
-        let mut held = Self::default();
+        let mut held = Self { anything: !map.unreadable.is_empty(), ..Self::default() };
         let records = map.quarantined.iter().map(|quarantined| &quarantined.node);
         for node in records.filter(|node| *node != own) {
             let addresses = node.addresses.iter().map(|address| address.ip);
