@@ -82,6 +82,12 @@ pub(crate) fn read(name: &str) -> Option<Vec<u8>> {
     fs::read(path(name)).ok()
 }
 
+/// The names of the files in the directory; none where it is not there.
+pub(crate) fn names() -> Vec<String> {
+    let entries = fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
 /// Removes the file `name`; it may be gone already.
 pub(crate) fn remove(name: &str) -> Result<(), Error> {
     let path = path(name);

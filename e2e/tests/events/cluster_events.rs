@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Families, Family, Topology};
+use e2e::{Chain, Families, Family, Topology};
 use serde_json::{Value, json};
 
-use crate::stage::{DEADLINE, Stage, TRIGGERS, Trigger};
+use crate::stage::{DEADLINE, Stage, TRIGGERS, Trigger, conflist};
 
 const LAST: usize = 2;
 
@@ -296,6 +296,27 @@ fn a_file_breaks_and_no_copy_is_left() -> Result<()> {
         let peer = ["10.0.1.0", "10.0.0.0"][index];
         let made = traces(&stage, index, &[peer])?;
         ensure!(made.iter().any(|line| line.contains("dev weft.1")), "{made:#?}");
+    }
+    Ok(())
+}
+
+/// Each of two networks with one protocol would take the other's routes for its own.
+#[test]
+fn a_second_network_with_the_same_protocol_is_refused() -> Result<()> {
+    for keys in [json!({}), json!({ "routingMode": "native" })] {
+        let topology = Topology::lesson(Families::V4, Families::V4);
+        let stage = Stage::without_pods(topology, keys.clone())?;
+        // The stamp is all that tells of a native network.
+        stage.settle()?;
+        let mut second = conflist(keys);
+        second["name"] = json!("second");
+        second["plugins"][1]["vni"] = json!(2);
+        let before = stage.state(0, &[])?;
+        let chain = Chain::new(stage.node(0), second.clone(), &[&stage.bin]);
+        let Err(error) = chain.status() else { bail!("{second}: no error") };
+        ensure!(error.msg.contains("routeProtocol") && error.msg.contains("pods"), "{error}");
+        ensure!(stage.state(0, &[])? == before, "{error}");
+        stage.trigger(0, Trigger::Status)?;
     }
     Ok(())
 }

@@ -31,9 +31,23 @@ struct InPlace {
     up: bool,
 }
 
+/// How every mark begins.
+const MARK: &str = "weft network ";
+
 /// The text by which a device of this network is known whatever its name.
 fn mark(config: &Config) -> String {
-    format!("weft network {}", config.network)
+    format!("{MARK}{}", config.network)
+}
+
+/// The devices of other networks of ours, and those networks' names.
+pub(super) fn of_other_networks(
+    config: &Config,
+    host: &mut Rtnetlink,
+) -> Result<Vec<(Link, String)>, Error> {
+    let devices = host.links_of_kind("vxlan").map_err(refused)?;
+    let network = |link: &Link| Some(link.alias.as_deref()?.strip_prefix(MARK)?.to_owned());
+    let marked = devices.into_iter().filter_map(|link| network(&link).map(|name| (link, name)));
+    Ok(marked.filter(|(_, name)| *name != config.network).collect())
 }
 
 /// The devices that are ours: marked for this network, or unmarked and of the
@@ -42,7 +56,7 @@ pub(super) fn ours(config: &Config, host: &mut Rtnetlink) -> Result<Vec<Link>, E
     let devices = host.links_of_kind("vxlan").map_err(refused)?;
     let mark = mark(config);
     let is_ours = |link: &Link| match &link.alias {
-        Some(alias) if alias.starts_with("weft network ") => *alias == mark,
+        Some(alias) if alias.starts_with(MARK) => *alias == mark,
         _ => link.name == config.device,
     };
     Ok(devices.into_iter().filter(is_ours).collect())

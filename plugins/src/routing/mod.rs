@@ -1,6 +1,7 @@
 //! `routing`: everything between nodes. Chained after an interface plugin, it
 //! brings this node's kernel to the state that the node map asks for.
 
+mod clash;
 pub(crate) mod config;
 pub(crate) mod desired;
 pub(crate) mod device;

@@ -37,6 +37,8 @@ use crate::state_dir;
 
 /// First line; another version may mean other things by the rest.
 const MARK: &str = concat!("weft ", env!("CARGO_PKG_VERSION"));
+/// What the file's name has after that of the network.
+const SUFFIX: &str = ".stamp";
 /// Line between the head and the peers.
 const END: &str = "end";
 /// Bytes of a peer's line, its newline included: two addresses, a MAC, a hash.
@@ -69,7 +71,14 @@ pub(super) struct Facts<'a> {
 }
 
 fn file_name(network: &str) -> String {
-    format!("{network}.stamp")
+    format!("{network}{SUFFIX}")
+}
+
+/// The networks other than `network` that have a stamp.
+pub(super) fn other_networks(network: &str) -> Vec<String> {
+    let names = state_dir::names();
+    let stamped = names.iter().filter_map(|name| name.strip_suffix(SUFFIX));
+    stamped.filter(|name| *name != network).map(str::to_owned).collect()
 }
 
 /// Removes the stamp of the network.
@@ -103,6 +112,7 @@ fn text(facts: Facts) -> Result<Option<String>, Error> {
         let _ = writeln!(text, "{key} {value}");
     };
     line("config", config_hash(config));
+    line("protocol", config.protocol.to_string());
     line("netns", netns()?);
     line("map", map);
     line("node-name", config.source.node_name.clone().unwrap_or_default());
@@ -249,6 +259,17 @@ impl Stamp {
         stamped.is_some_and(|(index, expected)| {
             index.parse() == Ok(link.index) && link_hash(link) == expected
         })
+    }
+
+    /// Whether the network, in this network namespace, marks its routes with `protocol` and
+    /// has some.
+    pub(super) fn marks_with(&self, protocol: u8, host: &mut Rtnetlink) -> bool {
+        let mut marks = || {
+            let same = self.field("protocol")? == protocol.to_string()
+                && self.field("netns")? == netns().ok()?;
+            if same { self.own_ranges_hold(host) } else { None }
+        };
+        marks().unwrap_or(false)
     }
 
     fn is_of(&self, dir: &Path) -> Option<bool> {

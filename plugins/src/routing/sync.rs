@@ -17,7 +17,7 @@ use super::difference::{Change, difference};
 use super::host::{OnLink, Underlay, underlay};
 use super::observed::Observed;
 use super::stamp::{self, Facts, Stamp};
-use super::{device, firewall, pods};
+use super::{clash, device, firewall, pods};
 use crate::failure::refused;
 use crate::node::Loaded;
 use crate::{forwarding, node, state_dir};
@@ -120,6 +120,7 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
     let steps = device::Steps::new(config, wanted.as_ref(), device::ours(config, host)?);
     // Nothing is changed, or promised, before it is known that it can be.
     steps.check(host)?;
+    clash::refuse_shared_protocol(config, host)?;
     outcome.changes.extend(steps.before_words(&underlay.name));
     let device = match what {
         Do::Plan => steps.kept().cloned(),
