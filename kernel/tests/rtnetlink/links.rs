@@ -10,7 +10,7 @@ use kernel::link::{
 use kernel::netns::Netns;
 use nix::errno::Errno;
 
-use crate::place::{another, in_namespace, json, one, sh};
+use crate::place::{another, in_namespace, json, one, sh, with_lan};
 
 const INDEX: u32 = 0x01ab_cdef;
 
@@ -181,5 +181,20 @@ fn links_change() {
             let error = socket.request(gone).unwrap_err();
             assert!(error.is_gone(), "{error}");
         }
+    });
+}
+
+#[test]
+fn a_few_facts_are_told_without_a_lock() {
+    with_lan(|socket, lan| {
+        sh("ip link set lan mtu 1450");
+        assert_eq!(socket.index_of("lan").unwrap(), Some(lan));
+        assert_eq!(socket.name_and_mtu(lan).unwrap(), Some(("lan".to_owned(), 1450)));
+        assert_eq!(socket.index_of("lanlanlanlanlanlan").unwrap(), None);
+        assert_eq!(socket.name_and_mtu(lan + 1000).unwrap(), None);
+        sh("ip link set lan down; ip link set lan name fifteenletters1");
+        assert_eq!(socket.index_of("fifteenletters1").unwrap(), Some(lan));
+        let (name, _) = socket.name_and_mtu(lan).unwrap().unwrap();
+        assert_eq!(name, "fifteenletters1");
     });
 }
