@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use e2e::{Capture, Families, Family, Frame, PingOptions, Place, Pod, Spread, Topology};
+use e2e::{Capture, Cluster, Families, Family, Frame, PingOptions, Place, Pod, Spread, Topology};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, assert_ping, conflist, pinged, pod_network};
-use crate::look::{echoes, frames, inner, link, mtu, tunnel_ends};
+use crate::look::{assert_no_source_was_refused, echoes, frames, inner, link, mtu, tunnel_ends};
+use crate::{assert_ping, conflist, pinged, pod_network};
 
 /// A mode as node1 has it with its peers node2 and node3.
 struct Mode {
@@ -214,7 +214,7 @@ impl Cell {
             let range = pod_network(self.cluster.node("node1")?, family)?;
             let length = if family == Family::V4 { 24 } else { 64 };
             let route = format!("route add {range}/{length} via {node_address}\n");
-            self.cluster.lab.router().ip_batch(&route)?;
+            self.cluster.lab().router().ip_batch(&route)?;
         }
         let inbound = Flow {
             what: format!("{family:?} outside to pod"),
@@ -237,7 +237,7 @@ impl Cell {
             captured.insert(name, frames(capture)?);
         }
         self.flows.iter().try_for_each(|flow| self.verify_flow(flow, &captured))?;
-        self.cluster.assert_no_source_was_refused()
+        assert_no_source_was_refused(&self.cluster)
     }
 
     fn verify_flow(&self, flow: &Flow, captured: &BTreeMap<&str, Vec<Frame>>) -> Result<()> {
