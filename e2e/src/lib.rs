@@ -38,6 +38,7 @@ mod lab;
 mod packet;
 mod place;
 mod pod;
+mod quick_start;
 mod snapshot;
 mod topology;
 mod traffic;
@@ -56,6 +57,7 @@ pub use packet::{
 };
 pub use place::{Cmd, Output, Place, Running};
 pub use pod::Pod;
+pub use quick_start::{Block, blocks};
 pub use snapshot::{Section, Snapshot};
 pub use topology::{Families, Family, Host, Link, Spread, Topology};
 pub use traffic::{Bulk, PingOptions, PingResult, ping, tcp_bulk, tcp_for};
