@@ -39,6 +39,7 @@ mod packet;
 mod place;
 mod pod;
 mod snapshot;
+mod strace;
 mod topology;
 mod traffic;
 mod wait;
@@ -57,6 +58,7 @@ pub use packet::{
 pub use place::{Cmd, Output, Place, Running};
 pub use pod::Pod;
 pub use snapshot::{Section, Snapshot};
+pub use strace::Step;
 pub use topology::{Families, Family, Host, Link, Spread, Topology};
 pub use traffic::{Bulk, PingOptions, PingResult, ping, tcp_bulk, tcp_for};
 pub use wait::Monitor;

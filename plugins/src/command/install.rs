@@ -143,7 +143,9 @@ impl Content {
     }
 
     fn dirs(&self) -> Vec<&Path> {
-        self.targets().map(|target| target.dir.as_path()).collect()
+        let mut dirs: Vec<&Path> = self.targets().map(|target| target.dir.as_path()).collect();
+        dirs.dedup();
+        dirs
     }
 
     /// What is there for each target; refused where that is foreign and to stay.
