@@ -2,6 +2,8 @@
 
 DESTDIR =
 BINDIR = /opt/cni/bin
+# For `weft install`, such as --replace-foreign.
+INSTALLFLAGS =
 
 .PHONY: all install demo test soak bench check clean
 
@@ -10,7 +12,7 @@ all:
 
 # The executable under each of its names; nothing else.
 install:
-	hack/install.sh "$(DESTDIR)$(BINDIR)"
+	hack/install.sh "$(DESTDIR)$(BINDIR)" $(INSTALLFLAGS)
 
 # The lesson on this machine: nodes, router and pods in namespaces.
 # STEP=n shows one step.
