@@ -3,25 +3,46 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use e2e::{Cluster, Families, Family, Lab, Node, Place, Pod, Spread, Topology, with_routing_keys};
+use e2e::{
+    Cluster, Families, Family, Lab, Node, Place, Pod, Spread, Topology, conf, with_routing_keys,
+};
 use serde_json::{Value, json};
 
 /// How the two ends are connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
+    /// Node to node.
     Hosts,
+    /// By hand: what `veth` and native routing come to, and nothing else.
     Routed,
+    /// weft in native mode.
+    Native,
+    /// weft in tunnel mode.
+    Tunnel,
+    /// By hand: what flannel comes to.
+    Flannel,
+    /// weft with one thing changed.
+    With(Mode, Change),
+}
+
+/// `routingMode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
     Native,
     Tunnel,
-    Flannel,
+}
+
+/// What is not as by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
     NoSpoofCheck,
     NoMasquerade,
     NoPeerGuard,
     Tracked,
-    PodGro,
-    BigGso,
+    Gro,
+    LongSegments,
     NoChecksumOffload,
-    FixedSourcePort,
+    FewSourcePorts,
 }
 
 /// A layout, built: traffic goes `from` an end `to` the other, at its address.
@@ -89,87 +110,94 @@ iptables -t nat -A FLANNEL-POSTRTG -s 10.0.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE
 iptables -t nat -A FLANNEL-POSTRTG ! -s 10.0.0.0/16 -d 10.0.0.0/16 -j MASQUERADE --random-fully
 ";
 
+impl Mode {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Tunnel => "tunnel",
+        }
+    }
+}
+
 impl Layout {
     /// Its name in tables.
-    pub(super) fn name(self) -> &'static str {
+    pub(super) fn name(self) -> String {
         match self {
-            Self::Hosts => "host to host",
-            Self::Routed => "plain veth, routed",
-            Self::Native => "weft, native",
-            Self::Tunnel => "weft, tunnel",
-            Self::Flannel => "flannel's layout",
-            Self::NoSpoofCheck => "spoofCheck false",
-            Self::NoMasquerade => "ipMasq false",
-            Self::NoPeerGuard => "peerGuard false",
-            Self::Tracked => "noTrack false",
-            Self::PodGro => "GRO on the pods' veth",
-            Self::BigGso => "GSO and GRO to 192 KiB",
-            Self::NoChecksumOffload => "no tx checksum offload",
-            Self::FixedSourcePort => "8 source ports",
+            Self::Hosts => "host to host".to_owned(),
+            Self::Routed => "plain veth, routed".to_owned(),
+            Self::Native => "weft, native".to_owned(),
+            Self::Tunnel => "weft, tunnel".to_owned(),
+            Self::Flannel => "flannel's layout".to_owned(),
+            Self::With(mode, change) => format!("{}, {}", mode.word(), change.about()),
         }
     }
 
-    /// What it is, for the legend.
-    pub(super) fn about(self) -> &'static str {
+    /// What it is, for the legend; nothing where the name says it.
+    pub(super) fn about(self) -> Option<&'static str> {
         match self {
-            Self::Hosts => "node to node, no pods",
-            Self::Routed => {
-                "a veth pair, a route for each pod, a route to the other node's range; no nf_tables"
-            }
-            Self::Native => "`routingMode` `native`, everything else by default",
-            Self::Tunnel => "everything by default",
-            Self::Flannel => {
-                "bridge, veth with hairpin, VXLAN device, entries and iptables rules as flannel's vxlan backend makes them"
-            }
-            Self::NoSpoofCheck => "`veth` without the rule against forged sources",
-            Self::NoMasquerade => {
-                "`routing` without masquerade: no connection tracking of pods' packets"
-            }
-            Self::NoPeerGuard => "`routing` without the rules on who may send VXLAN",
-            Self::Tracked => "`routing` with the tunnel in connection tracking",
-            Self::PodGro => {
-                "`ethtool -K … gro on` at both ends of the pods' pairs and of the cables"
-            }
-            Self::BigGso => {
-                "`ip link set … gso_max_size 196608 gso_ipv4_max_size` and gro likewise, everywhere"
-            }
-            Self::NoChecksumOffload => "`ethtool -K weft.1 tx-checksum-ip-generic off`",
-            Self::FixedSourcePort => "`tunnelSourcePortRange` \"50000-50007\"",
+            Self::Hosts => Some("node to node, no pods"),
+            Self::Routed => Some(
+                "a veth pair, a route for each pod, a route to the other node's range; no nf_tables",
+            ),
+            Self::Native => Some("`routingMode` `native`, everything else by default"),
+            Self::Tunnel => Some("everything by default"),
+            Self::Flannel => Some(
+                "bridge, veth with hairpin, VXLAN device, entries and iptables rules as flannel's vxlan backend makes them",
+            ),
+            Self::With(..) => None,
         }
     }
 
-    /// Keys of `routing` and of `veth`.
+    /// weft's mode, and what is changed.
+    fn weft(self) -> Option<(Mode, Option<Change>)> {
+        match self {
+            Self::Native => Some((Mode::Native, None)),
+            Self::Tunnel => Some((Mode::Tunnel, None)),
+            Self::With(mode, change) => Some((mode, Some(change))),
+            Self::Hosts | Self::Routed | Self::Flannel => None,
+        }
+    }
+}
+
+impl Change {
+    fn about(self) -> &'static str {
+        match self {
+            Self::NoSpoofCheck => "`spoofCheck` false",
+            Self::NoMasquerade => "`ipMasq` false",
+            Self::NoPeerGuard => "`peerGuard` false",
+            Self::Tracked => "`noTrack` false",
+            Self::Gro => "GRO on for every veth",
+            Self::LongSegments => "GSO and GRO to 192 KiB",
+            Self::NoChecksumOffload => "no checksum offload on the device",
+            Self::FewSourcePorts => "8 source ports",
+        }
+    }
+
+    /// Keys of `routing`, and of `veth`.
     fn keys(self) -> (Value, Value) {
-        let none = json!({});
         match self {
-            Self::Native => {
-                (json!({ "routingMode": "native", "ipv4NativeRoutingCIDR": "10.0.0.0/16" }), none)
-            }
-            Self::NoSpoofCheck => (none, json!({ "spoofCheck": false })),
-            Self::NoMasquerade => (json!({ "ipMasq": false }), none),
-            Self::NoPeerGuard => (json!({ "peerGuard": false }), none),
-            Self::Tracked => (json!({ "noTrack": false }), none),
-            Self::FixedSourcePort => (json!({ "tunnelSourcePortRange": "50000-50007" }), none),
-            _ => (none.clone(), none),
+            Self::NoSpoofCheck => (json!({}), json!({ "spoofCheck": false })),
+            Self::NoMasquerade => (json!({ "ipMasq": false }), json!({})),
+            Self::NoPeerGuard => (json!({ "peerGuard": false }), json!({})),
+            Self::Tracked => (json!({ "noTrack": false }), json!({})),
+            Self::FewSourcePorts => (json!({ "tunnelSourcePortRange": "50000-50007" }), json!({})),
+            Self::Gro | Self::LongSegments | Self::NoChecksumOffload => (json!({}), json!({})),
         }
     }
 
-    /// Shell run on each node, and on its pod, once all is there.
-    fn touch(self) -> Option<&'static str> {
+    /// Shell run on each node and in its pod once all is there. $THIS is this executable.
+    fn touch(self) -> &'static str {
         match self {
-            Self::PodGro => Some(
-                "for device in $(ls /sys/class/net); do ethtool -K $device gro on 2>/dev/null || true; done",
-            ),
-            Self::BigGso => Some(
-                "for device in $(ip -o link | sed -n 's/^[0-9]*: \\([^:@]*\\).*/\\1/p'); do
-                     [ $device = lo ] || ip link set $device gso_max_size 196608 gro_max_size 196608 \
-                         gso_ipv4_max_size 196608 gro_ipv4_max_size 196608
-                 done",
-            ),
-            Self::NoChecksumOffload => Some(
-                "[ ! -e /sys/class/net/weft.1 ] || ethtool -K weft.1 tx-checksum-ip-generic off >/dev/null",
-            ),
-            _ => None,
+            Self::Gro => {
+                "for device in $(ip -o link show type veth | sed -n 's/^[0-9]*: \\([^:@]*\\).*/\\1/p'); do
+                     ethtool -K $device gro on
+                 done"
+            }
+            Self::LongSegments => "$THIS peer segments 196608",
+            Self::NoChecksumOffload => {
+                "! ip link show weft.1 2>/dev/null >&2 || ethtool -K weft.1 tx-checksum-ip-generic off >&2"
+            }
+            _ => "",
         }
     }
 }
@@ -179,10 +207,10 @@ impl Stage {
     pub(super) fn start(layout: Layout) -> Result<Stage> {
         let topology = Topology::nodes(2, Spread::Shared(2), Families::V4, Families::V4);
         let lab = Lab::start(topology)?;
-        match layout {
-            Layout::Hosts => Stage::hosts(lab),
-            Layout::Routed | Layout::Flannel => Stage::by_hand(lab, layout),
-            _ => Stage::weft(lab, layout),
+        match (layout, layout.weft()) {
+            (_, Some((mode, change))) => Stage::weft(lab, mode, change),
+            (Layout::Hosts, None) => Stage::hosts(lab),
+            (_, None) => Stage::by_hand(lab, layout),
         }
     }
 
@@ -217,25 +245,34 @@ impl Stage {
         Stage::of_pods(pods, Kept::Lab { _lab: lab })
     }
 
-    fn weft(lab: Lab, layout: Layout) -> Result<Stage> {
-        let (routing, veth) = layout.keys();
-        let mut conflist = with_routing_keys(e2e::conf::TUNNEL, &routing)?;
-        for (key, value) in veth.as_object().into_iter().flatten() {
-            conflist["plugins"][0][key] = value.clone();
+    fn weft(lab: Lab, mode: Mode, change: Option<Change>) -> Result<Stage> {
+        let mut keys = json!({ "routingMode": mode.word() });
+        if mode == Mode::Native {
+            keys["ipv4NativeRoutingCIDR"] = json!("10.0.0.0/16");
+        }
+        let mut conflist = with_routing_keys(conf::TUNNEL, &keys)?;
+        let (routing, veth) = change.map_or((json!({}), json!({})), Change::keys);
+        for (plugin, keys) in [veth, routing].iter().enumerate() {
+            for (key, value) in keys.as_object().into_iter().flatten() {
+                conflist["plugins"][plugin][key] = value.clone();
+            }
         }
         let cluster = Cluster::new(lab, &conflist)?;
+        let names: Vec<&str> = cluster.lab().nodes().iter().map(|node| node.name()).collect();
         let mut pods = Vec::new();
-        for name in names(cluster.lab()) {
-            let pod = cluster.pod(&name, "pod")?;
+        for name in &names {
+            let pod = cluster.pod(name, "pod")?;
             let address = pod.addr(Family::V4)?;
             pods.push((pod, address));
         }
         cluster.sync_all()?;
-        if let Some(script) = layout.touch() {
-            for (name, (pod, _)) in names(cluster.lab()).iter().zip(&pods) {
-                cluster.node(name)?.sh(script)?;
-                pod.sh(script)?;
-            }
+        let touch = change.map_or("", Change::touch);
+        for (name, (pod, _)) in names.iter().zip(&pods) {
+            let touch = |place: &Place| {
+                place.command(&["sh", "-e"]).env("THIS", std::env::current_exe()?).stdin(touch).ok()
+            };
+            touch(cluster.node(name)?)?;
+            touch(pod)?;
         }
         Stage::of_pods(pods, Kept::Cluster { _cluster: cluster })
     }
@@ -246,10 +283,6 @@ impl Stage {
         let (to, address) = to;
         Ok(Stage { from: (*from.0).clone(), to: (*to).clone(), address, _lab: lab })
     }
-}
-
-fn names(lab: &Lab) -> Vec<String> {
-    lab.nodes().iter().map(|node| node.name().to_owned()).collect()
 }
 
 fn two(lab: &Lab) -> Result<[&Node; 2]> {

@@ -43,8 +43,8 @@ pub(super) const LOADS: [Load; 5] = [
 pub(super) struct Sample {
     /// In the load's unit.
     pub(super) value: f64,
-    /// CPU seconds that the machine was busy in the meantime, of all cores, for each
-    /// unit that got through (gigabit, million packets, thousand requests or connections).
+    /// CPU time for each: of the whole machine, seconds for a gigabit; of the sending process,
+    /// microseconds for a packet, request or connection.
     pub(super) cpu: f64,
 }
 
@@ -54,9 +54,9 @@ impl Load {
         match self {
             Self::Tcp { streams: 1 } => "TCP, 1 stream, Gbit/s (CPU s/Gbit)".to_owned(),
             Self::Tcp { streams } => format!("TCP, {streams} streams, Gbit/s (CPU s/Gbit)"),
-            Self::SmallUdp => "UDP, 64 bytes, thousand packets/s".to_owned(),
-            Self::Requests => "request and response, µs".to_owned(),
-            Self::Connections => "connections/s".to_owned(),
+            Self::SmallUdp => "UDP, 64 bytes, thousand packets/s (CPU µs each)".to_owned(),
+            Self::Requests => "request and response, µs (CPU µs)".to_owned(),
+            Self::Connections => "connections/s (CPU µs)".to_owned(),
         }
     }
 
@@ -73,13 +73,12 @@ impl Load {
         };
         let value = median(samples, |sample| sample.value);
         let share = value / median(first, |sample| sample.value);
+        let cpu = median(samples, |sample| sample.cpu);
         match self {
-            Self::Tcp { .. } => {
-                let cpu = median(samples, |sample| sample.cpu);
-                format!("{value:.2} [{share:.2}] ({cpu:.3})")
-            }
-            Self::SmallUdp | Self::Connections => format!("{value:.0} [{share:.2}]"),
-            Self::Requests => format!("{value:.1} [{share:.2}]"),
+            Self::Tcp { .. } => format!("{value:.2} [{share:.2}] ({cpu:.3})"),
+            Self::SmallUdp => format!("{value:.0} [{share:.2}] ({cpu:.2})"),
+            Self::Requests => format!("{value:.1} [{share:.2}] ({cpu:.1})"),
+            Self::Connections => format!("{value:.0} [{share:.2}] ({cpu:.0})"),
         }
     }
 
@@ -94,23 +93,42 @@ impl Load {
                 Ok(Sample { value: rate, cpu: busy / gigabits })
             }
             Self::SmallUdp => {
-                let words = ["--udp", "--bitrate", "0", "--length", "64"];
-                let (end, busy) = iperf3(stage, &words)?;
-                let sum = &end["sum"];
-                let through = number(&sum["packets"])? - number(&sum["lost_packets"])?;
-                let value = through / number(&sum["seconds"])? / 1e3;
-                Ok(Sample { value, cpu: busy / through * 1e6 })
+                let before = arrived(&stage.to)?;
+                let sent = exchange(stage, "packets")?;
+                let through = arrived(&stage.to)? - before;
+                let value = through / sent.seconds / 1e3;
+                Ok(Sample { value, cpu: sent.cpu / sent.done * 1e6 })
             }
             Self::Requests => {
-                let (done, seconds, busy) = exchange(stage, "requests")?;
-                Ok(Sample { value: seconds / done * 1e6, cpu: busy / done * 1e3 })
+                let Exchange { done, seconds, cpu } = exchange(stage, "requests")?;
+                Ok(Sample { value: seconds / done * 1e6, cpu: cpu / done * 1e6 })
             }
             Self::Connections => {
-                let (done, seconds, busy) = exchange(stage, "connections")?;
-                Ok(Sample { value: done / seconds, cpu: busy / done * 1e3 })
+                let Exchange { done, seconds, cpu } = exchange(stage, "connections")?;
+                Ok(Sample { value: done / seconds, cpu: cpu / done * 1e6 })
             }
         }
     }
+}
+
+/// What the client of [`peer`] says: how many there were, in how many seconds, with how
+/// many of its own CPU time. Where cables are veth pairs, that holds the whole way of a
+/// packet to the receiver's socket, and nothing of other processes.
+struct Exchange {
+    done: f64,
+    seconds: f64,
+    cpu: f64,
+}
+
+/// UDP packets that came to a socket of this place so far, whether or not it had room
+/// (the kernel's `Udp` line of `/proc/net/snmp`).
+fn arrived(place: &Place) -> Result<f64> {
+    let text = place.run_ok(&["cat", "/proc/net/snmp"])?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = lines.next().zip(lines.next()).context("/proc/net/snmp has no UDP")?;
+    let both = names.split(' ').zip(values.split(' '));
+    let counted = both.filter(|(name, _)| ["InDatagrams", "RcvbufErrors"].contains(name));
+    Ok(counted.filter_map(|(_, value)| value.parse::<f64>().ok()).sum())
 }
 
 /// iperf3's closing figures, and CPU seconds.
@@ -124,17 +142,15 @@ fn iperf3(stage: &Stage, words: &[&str]) -> Result<(Value, f64)> {
     Ok((report["end"].clone(), busy()? - before))
 }
 
-/// How many there were, in how many seconds, and CPU seconds.
-fn exchange(stage: &Stage, kind: &str) -> Result<(f64, f64, f64)> {
+fn exchange(stage: &Stage, kind: &str) -> Result<Exchange> {
     let this = std::env::current_exe()?;
     let this = this.to_string_lossy();
     let _server = listening(&stage.to, &[&this, "peer", "serve"], "listening")?;
     let address = std::net::SocketAddr::new(stage.address, peer::PORT).to_string();
-    let before = busy()?;
     let said = stage.from.run_ok(&[&this, "peer", kind, &address, SECONDS])?;
-    let busy = busy()? - before;
-    let (done, seconds) = said.trim().split_once(' ').context("the client's figures")?;
-    Ok((done.parse()?, seconds.parse()?, busy))
+    let figures = said.split_whitespace().map(str::parse).collect::<Result<Vec<f64>, _>>()?;
+    let [done, seconds, cpu] = figures[..] else { bail!("the client says {said:?}") };
+    Ok(Exchange { done, seconds, cpu })
 }
 
 /// Starts a server and returns when it has said that it listens.
