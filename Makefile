@@ -32,7 +32,7 @@ soak:
 # What a pod costs, beside the reference plugins. BENCH="--full --write docs/performance.md"
 # makes the run that the documentation holds; BENCH=help lists parts and options.
 bench:
-	hack/need.sh iproute2 iptables containernetworking-plugins
+	hack/need.sh iproute2 iptables containernetworking-plugins iperf3 ethtool
 	hack/cargo.sh run --quiet --release --package e2e --bin bench -- $(BENCH)
 
 check:
