@@ -201,6 +201,8 @@ fn export_needs_to_know_whom_to_talk_to() -> Result<()> {
         (vec!["bird", "--as", "64513"], "must differ"),
         (vec!["frr", "--router", "worker2"], "not both"),
         (vec!["bird", "--peer", "router"], "IP address"),
+        (vec!["bird", "--peer", "192.168.211.129/24"], "a network"),
+        (vec!["frr", "--peer", "fe80::1"], "link-local"),
         (vec!["quagga"], "router, bird or frr"),
         (vec!["router", "--peer", "192.168.44.129"], "--peer"),
     ] {
@@ -211,5 +213,59 @@ fn export_needs_to_know_whom_to_talk_to() -> Result<()> {
     let words = ["bird", "worker2", "--peer", "192.168.44.129", "--as", "65001"];
     let bird = cluster.export("worker1", &words)?;
     assert!(bird.contains("local 192.168.44.128 as 65001;"), "{bird}");
+    Ok(())
+}
+
+#[test]
+fn bird_takes_what_odd_maps_make() -> Result<()> {
+    takes_what_odd_maps_make(Daemon::Bird)
+}
+
+#[test]
+fn frr_takes_what_odd_maps_make() -> Result<()> {
+    takes_what_odd_maps_make(Daemon::Frr)
+}
+
+/// Names full of the daemons' punctuation, ranges of every length, no address for a
+/// range, a tunnel address that is on no interface, records that are not applied.
+fn takes_what_odd_maps_make(daemon: Daemon) -> Result<()> {
+    let conflist = json!({ "cniVersion": "1.0.0", "name": "pods", "plugins": [
+        { "type": "routing", "routingMode": "native", "ipv4NativeRoutingCIDR": "10.0.0.0/8" }] });
+    let topology = Topology::lesson(Families::Both, Families::Both);
+    let cluster = Cluster::start(topology, &conflist)?;
+    let odd = "a}\"';#!/*é{\\";
+    let record = |name: &str, addresses: Value, ranges: Value| json!({ "name": name, "addresses": addresses, "podCIDRs": ranges });
+    let mut map = json!({ "nodes": [
+        record(odd, json!(["192.168.146.130"]), json!(["10.0.0.0/24", "fd10::/64"])),
+        record("worker1", json!(["fd00:211::128", "192.168.211.128/24"]),
+               json!(["10.0.1.0/24", "10.64.0.0/10", "10.0.9.9/32", "fd10:0:0:1::/64"])),
+        record("worker2", json!(["192.168.44.128", "192.168.44.130", "fd00:44::128"]),
+               json!(["10.0.2.0/24", "fd10:0:0:2::/64"])),
+        record("six", json!(["fd00:9::1"]), json!(["fd10:0:0:9::/64", "10.0.10.0/24"])),
+        record("twin1", json!(["192.168.9.1"]), json!(["10.0.20.0/24"])),
+        record("twin2", json!(["192.168.9.2"]), json!(["10.0.20.0/25"])),
+        record("waits", json!([]), json!([])),
+    ] });
+    map["nodes"][2]["tunnelAddress"] = json!("198.51.100.44");
+    cluster.lab().write_node_map(&map)?;
+    cluster.start_router(daemon)?;
+    for node in ["control-plane", "worker1", "worker2"] {
+        cluster.start_daemon(daemon, node)?;
+    }
+    for node in ["worker1", "worker2"] {
+        cluster.wait_for_announced(node, true)?;
+    }
+    let router = cluster.lab().router();
+    for (range, via) in [
+        ("10.0.0.0/24", "192.168.146.130"),
+        ("10.64.0.0/10", "192.168.211.128"),
+        ("10.0.9.9/32", "192.168.211.128"),
+    ] {
+        router.wait_for_next_hop(range, Some(via))?;
+    }
+    assert_eq!(router.next_hop("fd10::/64")?, None, "nobody has an address to announce it from");
+    let whole = cluster.export("worker1", &[daemon.word(), "--router"])?;
+    let missing = whole.lines().filter(|line| line.contains("address to announce its IPv"));
+    assert_eq!(missing.count(), 2, "{whole}");
     Ok(())
 }

@@ -320,6 +320,53 @@ fn trace_follows_the_kernel_hop_by_hop() -> Result<()> {
 }
 
 #[test]
+fn trace_asks_the_kernel_for_the_table_that_masquerades() -> Result<()> {
+    let lab = Lab::lesson_dual()?;
+    let node = lab.node("worker1")?;
+    configured(&lab, "tunnel")?;
+    let to_outside = ["trace", "10.0.1.5", "203.0.113.9"];
+    let masqueraded = "masqueraded: from a pod to the outside";
+    let text = says(node, 1, &to_outside)?;
+    assert!(text.contains(masqueraded), "{text}");
+    assert!(text.contains("but the kernel has no table inet weft_87_masquerade"), "{text}");
+    let differs = "but the kernel's table inet weft_87_masquerade is not what";
+    for damage in [
+        "nft insert rule inet weft_87_masquerade leaving return",
+        "nft flush chain inet weft_87_masquerade from_pods",
+        "nft delete table inet weft_87_masquerade; nft add table inet weft_87_masquerade",
+    ] {
+        says(node, 0, &["sync"])?;
+        let text = says(node, 0, &to_outside)?;
+        assert!(text.contains(masqueraded) && !text.contains("but the kernel"), "{text}");
+        node.sh(damage)?;
+        let text = says(node, 1, &to_outside)?;
+        assert!(text.contains(differs), "{damage}: {text}");
+    }
+    says(node, 0, &["sync"])?;
+    // Of a quarantined node's pods, too, the kernel shows the addresses.
+    let mut map = lab.topology().node_map();
+    let record = map["nodes"][2].as_object_mut().context("a record")?;
+    let addresses = record.remove("addresses").context("addresses")?;
+    record.insert("adresses".to_owned(), addresses);
+    lab.write_node_map(&map)?;
+    assert_eq!(weft(node, &["sync"])?.status.code(), Some(1), "the record is quarantined");
+    let text = says(node, 0, &["trace", "10.0.1.5", "10.0.2.7"])?;
+    assert!(text.contains("none: the destination is a pod"), "{text}");
+    let status = json_of(node, &["status", "-o", "json"])?;
+    let tables = status["tables"].as_array().context("no tables")?;
+    assert!(tables.len() == 2 && tables.iter().all(|table| table["installed"] == true), "{status}");
+
+    let mut off = conflist("tunnel");
+    off["plugins"][1]["ipMasq"] = json!(false);
+    node.write_file(CONFLIST, off.to_string())?;
+    assert!(says(node, 1, &to_outside)?.contains(differs), "a table that should be gone");
+    weft(node, &["sync"])?;
+    let text = says(node, 0, &to_outside)?;
+    assert!(text.contains("none: ipMasq is false") && !text.contains("nft list"), "{text}");
+    Ok(())
+}
+
+#[test]
 fn native_peers_on_one_link_need_no_router() -> Result<()> {
     let lab = Lab::start(Topology::nodes(2, Spread::Shared(2), Families::V4, Families::V4))?;
     let node = lab.node("node1")?;

@@ -281,7 +281,7 @@ impl Words {
             _ => bail!("export what? router, bird or frr; see weft help export"),
         };
         let peers = self.options("--peer");
-        let peers = peers.iter().map(|text| address(text)).collect::<Result<Vec<IpAddr>>>()?;
+        let peers = peers.iter().map(|text| peer(text)).collect::<Result<Vec<IpAddr>>>()?;
         let nodes_as = self.number("--as", bgp::NODES_AS)?;
         let router_as = self.number("--router-as", bgp::ROUTER_AS)?;
         let node = self.name();
@@ -314,6 +314,15 @@ impl Words {
 
 fn address(text: &str) -> Result<IpAddr> {
     text.parse().ok().with_context(|| format!("{text:?} is not an IP address"))
+}
+
+/// A router's address: it has to be one that a node could have, too.
+fn peer(text: &str) -> Result<IpAddr> {
+    match text.parse::<cluster::NodeAddress>() {
+        Ok(peer) if peer.prefix_len.is_none() => Ok(peer.ip),
+        Ok(_) => bail!("--peer: {text:?} is not an IP address but a network"),
+        Err(why) => bail!("--peer: {why}"),
+    }
 }
 
 fn help_on(names: &[String]) -> Result<&'static str> {
