@@ -142,7 +142,8 @@ struct Stream {
 /// Where the connections stood before an event.
 pub(crate) struct Mark {
     time: Instant,
-    retransmissions: Vec<u64>,
+    /// Of each, segments sent again and the time-out, which a stall doubles.
+    counters: Vec<(u64, Duration)>,
 }
 
 /// What became of them since.
@@ -163,20 +164,20 @@ impl Streams {
 
     /// Where they stand now.
     pub(crate) fn mark(&self) -> Result<Mark> {
-        let counts = self.0.iter().map(|stream| Ok(stream.counters()?.0));
-        Ok(Mark { time: Instant::now(), retransmissions: counts.collect::<Result<_>>()? })
+        let counters = self.0.iter().map(Stream::counters).collect::<Result<_>>()?;
+        Ok(Mark { time: Instant::now(), counters })
     }
 
     /// That no connection stalled since `mark` for more than one retransmission.
     pub(crate) fn assert_calm(&self, mark: &Mark) -> Result<Calm> {
         let mut calm = Calm { stall: Duration::ZERO, retransmissions: 0 };
-        for (stream, before) in self.0.iter().zip(&mark.retransmissions) {
-            let (count, timeout) = stream.counters()?;
+        for (stream, (before, timeout)) in self.0.iter().zip(&mark.counters) {
+            let (count, _) = stream.counters()?;
             let stall = stream.flow.longest_gap(mark.time);
             let again = count - before;
             let (nodes, to) = (stream.flow.nodes, stream.flow.to);
             ensure!(
-                again <= 1 && stall < timeout * TIMEOUTS,
+                again <= 1 && stall < *timeout * TIMEOUTS,
                 "a TCP connection to {to} (nodes {nodes:?}) stalled {stall:.0?} and sent {again} \
                  segments again; its time-out is {timeout:?}"
             );
