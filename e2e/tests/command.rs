@@ -62,6 +62,7 @@ fn every_command_has_help_and_refuses_what_it_does_not_know() -> Result<()> {
         &["help", "ipam"],
         &["help", "nodes"],
         &["help", "export"],
+        &["help", "install"],
         &["export", "router", "--help"],
         &["sync", "-h"],
     ] {

@@ -341,14 +341,14 @@ pub fn delete_group(group: u32) -> Message {
 impl Rtnetlink {
     /// The device called `name`.
     pub fn link_by_name(&mut self, name: &str) -> Result<Option<Link>> {
-        let mut message = get(0);
+        let mut message = question(0);
         message.attr_str(libc::IFLA_IFNAME, name);
         self.get(message, parse).map_err(|e| e.about(format_args!("cannot look up link {name}")))
     }
 
     /// The device of number `index`.
     pub fn link(&mut self, index: u32) -> Result<Option<Link>> {
-        let found = self.get(get(index), parse);
+        let found = self.get(question(index), parse);
         found.map_err(|e| e.about(format_args!("cannot look up the link of index {index}")))
     }
 
@@ -382,7 +382,8 @@ impl Rtnetlink {
 /// RTEXT_FILTER_SKIP_STATS: counters cost more than the rest together.
 const SKIP_STATISTICS: u32 = libc::RTEXT_FILTER_SKIP_STATS as u32;
 
-fn get(index: u32) -> Message {
+/// The request for the device of number `index`.
+pub fn question(index: u32) -> Message {
     let mut message = Message::new(libc::RTM_GETLINK, 0, &header(index, 0, 0));
     message.attr_u32(libc::IFLA_EXT_MASK, SKIP_STATISTICS);
     message

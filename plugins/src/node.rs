@@ -20,7 +20,7 @@ use crate::routing::stamp::Stamp;
 use crate::state_dir;
 
 /// Where the map is by default.
-const NODES_DIR: &str = "/etc/weft/nodes.d";
+pub(crate) const NODES_DIR: &str = "/etc/weft/nodes.d";
 /// File that names this node where the host name does not.
 const NAME_FILE: &str = "/etc/weft/node-name";
 

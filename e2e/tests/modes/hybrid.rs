@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use e2e::{Families, Family, Frame, PingOptions, Pod, Spread, Topology};
+use e2e::{Cluster, Families, Family, Frame, PingOptions, Pod, Spread, Topology};
 use serde_json::json;
 
-use crate::cluster::{Cluster, assert_ping, conflist};
-use crate::look::{echoes, frames, inner};
+use crate::look::{assert_no_source_was_refused, echoes, frames, inner};
+use crate::{assert_ping, conflist};
 
 /// Nodes 1 and 2 have ranges inside of the native CIDRs alone, node 2 two of each
 /// family; nodes 3 and 4, on one link, have one inside and one outside.
@@ -97,7 +97,7 @@ fn every_range_of_a_pair_of_nodes_goes_the_same_way() -> Result<()> {
     }
     let pairs: BTreeSet<_> = sent.iter().map(|(from, to, ..)| (from, to)).collect();
     assert_eq!(pairs.len(), 12, "every pair of nodes, both ways");
-    cluster.assert_no_source_was_refused()
+    assert_no_source_was_refused(&cluster)
 }
 
 #[track_caller]

@@ -4,10 +4,10 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use e2e::{Families, Family, Frame, Ip, PingOptions, Place, Spread, Topology, ping};
+use e2e::{Cluster, Families, Family, Frame, Ip, PingOptions, Place, Spread, Topology, ping};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, conflist};
+use crate::conflist;
 use crate::look::{DEADLINE, echoes, frames, inner};
 
 const ECHOES: &str = "icmp or icmp6 or udp port 8472";

@@ -7,12 +7,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Families, Family, PingOptions, Place, Pod, Section, Snapshot, Spread, Topology};
+use e2e::{
+    Cluster, Families, Family, PingOptions, Place, Pod, Section, Snapshot, Spread, Topology,
+};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, assert_ping, conflist};
 use crate::look::{DEADLINE, echoes, frames, host_ends, mtu, set_elements};
 use crate::wire::{connect, listen};
+use crate::{assert_ping, conflist};
 
 /// The longest that a connection may stand still.
 const LONGEST_STALL: Duration = Duration::from_secs(2);
@@ -160,7 +162,7 @@ impl Switched {
     fn is_tunnelled(&self, family: Family) -> Result<bool> {
         // By its length, for the tunnel carries the connections too.
         let filter = "icmp or icmp6 or (udp port 8472 and (len == 169 or len == 189))";
-        let capture = self.cluster.lab.router().capture("net211", filter)?;
+        let capture = self.cluster.lab().router().capture("net211", filter)?;
         let options = PingOptions { size: 77, ..PingOptions::default() };
         assert_ping(&self.pods[0], self.pods[1].addr(family)?, options)?;
         let frames = frames(capture)?;

@@ -1,7 +1,7 @@
 //! ADD: address, pair, routes; nothing is left behind where a step fails.
 
 use cni::{AddResult, Attachment, Code, Error, Interface, IpConfig, Network};
-use kernel::link::{LinkChange, VethPair, delete};
+use kernel::link::{LinkChange, VethPair, delete, question};
 use kernel::netlink::{Message, Refusal};
 use kernel::netns::Netns;
 use kernel::route::{Filter, TABLE_MAIN};
@@ -258,7 +258,15 @@ fn make_host_end(plan: &Plan, alias: &str, host: &mut Rtnetlink) -> Result<(), E
     }
     phase("host sysctls");
     let mut steps = Steps::default();
-    let up = LinkChange { up: Some(true), alias: Some(alias), ..LinkChange::default() };
+    // The alias first: set on a link that is up it is a change that every protocol is told
+    // of, and IPv6 looks through all routes of the node each time (`rt6_sync_up`). Asked
+    // for while still down, the link is taken note of as without carrier
+    // (`linkwatch_sync_dev`), so that IPv6 begins when the kernel next looks after carriers,
+    // within a second, and not within this call: what is set here works before that.
+    let named = LinkChange { alias: Some(alias), ..LinkChange::default() };
+    steps.push(named.message(plan.index), move || format!("ip link set {name} {}", named.words()));
+    steps.push(question(plan.index), move || format!("ip link show {name}"));
+    let up = LinkChange { up: Some(true), ..LinkChange::default() };
     steps.push(up.message(plan.index), move || format!("ip link set {name} {}", up.words()));
     for address in plan.host_addresses() {
         steps.push(address.add(), move || format!("ip address add {}", address.words(name)));

@@ -2,6 +2,7 @@
 //! kernel's own share. See docs/performance.md.
 
 mod chain;
+mod datapath;
 mod leases;
 mod machine;
 mod plot;
@@ -31,6 +32,8 @@ parts (all, if none is named):
   nodes      the same with 5,000 nodes in the map
   parallel   100 pods, 10 at once
   leases     host-local alone, 20 to 60,000 leases; only if named, and alone
+  datapath   traffic from pod to pod, beside flannel's layout; only if named, and alone
+  variants   the tunnel's data path with one setting changed at a time; likewise
 
 options:
   --count N          pods of each chain in `adds` (default 20); a quarter in the others
@@ -39,6 +42,7 @@ options:
                      'ptp masq port', flannel
   --pods N           pods that are there in `pods` (default 250)
   --nodes N          nodes in `nodes` (default 5000)
+  --rounds N         rounds of `datapath` and `variants` (default 5)
   --reference DIR    where the reference plugins are (default /usr/lib/cni)
   --svg FILE         where to plot the run (default target/bench/performance.svg)
   --write FILE       rewrite the run in FILE (docs/performance.md), the plot beside it
@@ -59,6 +63,7 @@ struct Options {
     only: Option<Vec<String>>,
     pods: usize,
     nodes: usize,
+    rounds: usize,
     reference: PathBuf,
     svg: PathBuf,
     write: Option<PathBuf>,
@@ -68,6 +73,7 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let done = match words.first().map(String::as_str) {
         Some("worker") => worker::run(),
+        Some("peer") => datapath::peer(&words[1..]),
         Some("help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(())
@@ -92,6 +98,7 @@ impl Options {
             only: None,
             pods: 250,
             nodes: 5000,
+            rounds: 5,
             reference: "/usr/lib/cni".into(),
             svg: "target/bench/performance.svg".into(),
             write: None,
@@ -107,6 +114,7 @@ impl Options {
                 }
                 "--pods" => options.pods = value()?.parse().context("--pods")?,
                 "--nodes" => options.nodes = value()?.parse().context("--nodes")?,
+                "--rounds" => options.rounds = value()?.parse().context("--rounds")?,
                 "--reference" => options.reference = value()?.into(),
                 "--svg" => options.svg = value()?.into(),
                 "--write" => options.write = Some(value()?.into()),
@@ -165,6 +173,12 @@ fn bench(options: Options) -> Result<()> {
         let executables = build(&options.reference)?;
         let table = leases::run(&executables.ours, &executables.reference)?;
         println!("{machine}. Reference plugins: {}.\n{table}", machine::reference_version());
+        return Ok(());
+    }
+    if let [part @ ("datapath" | "variants")] =
+        &options.parts.iter().map(String::as_str).collect::<Vec<_>>()[..]
+    {
+        println!("{machine}.\n{}", datapath::run(*part == "variants", options.rounds)?);
         return Ok(());
     }
     let parts = options.parts()?;
