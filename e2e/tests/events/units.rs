@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use e2e::weft_bin_dir;
+use e2e::{Place, weft_bin_dir};
 use serde_json::json;
 
 use crate::stage::Stage;
@@ -26,6 +26,31 @@ fn setting(key: &str) -> Result<Vec<String>> {
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
     let line = line.with_context(|| format!("no {key} in the service"))?;
     Ok(line.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Puts the executables where the service expects them, in the node's view alone.
+pub(crate) fn install(node: &Place, bin: &Path) -> Result<()> {
+    let (view, bin) = ("/run/weft-bin", bin.display());
+    node.sh(&format!(
+        "mkdir {view}; mount -n --bind {bin} {view}; mount -n -t tmpfs opt /opt
+         mkdir -p /opt/cni/bin; mount -n --move {view} /opt/cni/bin; rmdir {view}"
+    ))
+    .map(drop)
+}
+
+/// The capabilities that the service keeps, as setpriv's list of the bounding set.
+pub(crate) fn kept_capabilities() -> Result<String> {
+    let kept = setting("CapabilityBoundingSet")?;
+    let kept =
+        kept.iter().map(|name| format!(",+{}", name.trim_start_matches("CAP_").to_lowercase()));
+    Ok(format!("-all{}", kept.collect::<String>()))
+}
+
+/// What the service starts, with no other capabilities than `kept`.
+pub(crate) fn start_command(kept: &str) -> Result<Vec<String>> {
+    let confined = ["setpriv", "--no-new-privs", "--inh-caps", "-all", "--bounding-set", kept];
+    let confined = confined.into_iter().map(str::to_owned);
+    Ok(confined.chain(setting("ExecStart")?).collect())
 }
 
 fn is_installed(program: &str) -> bool {
@@ -68,32 +93,14 @@ fn systemd_finds_nothing_wrong_with_the_units() -> Result<()> {
 /// The service's capabilities are enough for all that a sync does.
 #[test]
 fn the_services_capabilities_are_enough() -> Result<()> {
-    let kept = setting("CapabilityBoundingSet")?;
-    let kept: Vec<String> = kept
-        .iter()
-        .map(|name| format!("+{}", name.trim_start_matches("CAP_").to_lowercase()))
-        .collect();
-    let set = format!("-all,{}", kept.join(","));
     let stage = Stage::new(json!({}))?;
     let node = stage.node(HIT);
-    let weft = stage.bin.join("weft").display().to_string();
-    let sync = |set: &str| {
-        node.run(&[
-            "setpriv",
-            "--no-new-privs",
-            "--bounding-set",
-            set,
-            "--inh-caps",
-            "-all",
-            &weft,
-            "sync",
-        ])
-    };
+    let sync = |kept: &str| node.run(&start_command(kept)?);
     node.sh("ip link set eth0 mtu 1400; ip link del weft.1; nft flush ruleset
         echo 0 >/proc/sys/net/ipv4/ip_forward; rm -r /run/weft")?;
     let refused = sync("-all")?;
     ensure!(!refused.success(), "it needs no capability at all: {refused}");
-    sync(&set)?.ok()?;
+    sync(&kept_capabilities()?)?.ok()?;
     let shown = stage.pods[HIT].run_ok(&["ip", "link", "show", "eth0"])?;
     ensure!(shown.contains("mtu 1350 "), "{shown}");
     ensure!(node.sysctl("net/ipv4/ip_forward")? == "1");

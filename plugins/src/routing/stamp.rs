@@ -385,11 +385,11 @@ fn config_hash(config: &Config) -> String {
 }
 
 fn underlay_hash(underlay: &Underlay) -> String {
-    hash(&(underlay.index, &underlay.name, underlay.mtu))
+    hash(&(underlay.index, &underlay.name, underlay.mtu, underlay.up))
 }
 
 fn link_hash(link: &Link) -> String {
-    hash(&(link.index, &link.name, link.mtu))
+    hash(&(link.index, &link.name, link.mtu, link.up))
 }
 
 fn netns() -> Result<String, Error> {
