@@ -4,6 +4,7 @@
 use anyhow::{Result, ensure};
 
 use crate::event::{DAMAGE, Event, HIT, Scene, assert_mtu};
+use crate::nodes::{MOVES_KERNEL_FIRST, MOVES_MAP_FIRST};
 use crate::stage::{DEADLINE, Trigger};
 
 /// Something that an ADD sees.
@@ -158,9 +159,16 @@ fn another_programs_route_is_in_the_way() -> Result<()> {
 /// Takes the underlay down and up, and gives it back what it loses by that.
 fn down_and_up(scene: &mut Scene) -> Result<()> {
     scene.damage("ip link set eth0 down")?;
-    // What runs meanwhile does no harm and does not fail.
-    scene.stage.trigger(HIT, Trigger::Status)?;
-    scene.stage.trigger(HIT, Trigger::Sync)?;
+    // What runs meanwhile does no harm, and fails only where no address is left.
+    let status = scene.stage.chains[HIT].status().map_err(|error| (error.code, error.msg));
+    let sync = scene.stage.weft(HIT, &["sync"])?;
+    let addresses = scene.hit().run_ok(&["ip", "-o", "address", "show", "dev", "eth0"])?;
+    if addresses.is_empty() {
+        ensure!(matches!(&status, Err((50, msg)) if msg.contains("no interface")), "{status:?}");
+        ensure!(sync.status.code() == Some(1), "{sync}");
+    } else {
+        ensure!(status.is_ok() && sync.success(), "{status:?}, {sync}");
+    }
     let host = scene.hit().host();
     let mut script = String::from("ip link set eth0 up\n");
     for address in host.addresses.iter().filter(|address| address.is_ipv6()) {
@@ -223,6 +231,25 @@ const TUNNEL_UNDERLAY: &[&Event] = &[
 #[test]
 fn the_underlay_of_the_tunnel_changes() -> Result<()> {
     Scene::tunnel()?.play(TUNNEL_UNDERLAY)
+}
+
+/// Taken down, an interface loses its IPv6 addresses, of which one is the tunnel's end.
+const TUNNEL_OVER_IPV6: &[&Event] = &[
+    damage!("over IPv6: device deleted", "ip link del weft.1"),
+    &Event {
+        name: "over IPv6: underlay down and up",
+        happen: down_and_up,
+        drifts: false,
+        ..DAMAGE
+    },
+    &Event { name: "over IPv6: cable pulled", happen: unplug, drifts: false, ..DAMAGE },
+    &Event { name: "over IPv6: address changes, kernel first", ..MOVES_KERNEL_FIRST },
+    &Event { name: "over IPv6: address changes, map first", ..MOVES_MAP_FIRST },
+];
+
+#[test]
+fn a_tunnel_over_ipv6_is_brought_back() -> Result<()> {
+    Scene::tunnel_over_ipv6()?.play(TUNNEL_OVER_IPV6)
 }
 
 /// Without a tunnel the routes are on the underlay and go with it.
