@@ -4,6 +4,7 @@
 use anyhow::{Result, ensure};
 
 use crate::event::{DAMAGE, Event, HIT, Scene, assert_mtu};
+use crate::nodes::{MOVES_KERNEL_FIRST, MOVES_MAP_FIRST};
 use crate::stage::{DEADLINE, Trigger};
 
 /// Something that an ADD sees.
@@ -24,7 +25,7 @@ macro_rules! one_of_many {
 const FLUSH_ROUTES: &str = "ip route show proto 87 | sed 's/ nhid.*//; s/ proto.*//' | \
      while read -r route; do ip route del $route proto 87; done; ip -6 route flush proto 87";
 
-const DEVICE: [&Event; 12] = [
+const DEVICE: &[&Event] = &[
     damage!("device deleted", "ip link del weft.1"),
     damage!("device renamed", "ip link set weft.1 down; ip link set weft.1 name x1 up"),
     damage!("device renamed while up", "ip link set weft.1 name x1"),
@@ -39,15 +40,20 @@ const DEVICE: [&Event; 12] = [
         "device made anew by another",
         "ip link del weft.1; ip link add weft.1 type vxlan id 1 dstport 8472 dev eth0; ip link set weft.1 up"
     ),
+    damage!("device learns", "ip link set weft.1 type vxlan learning"),
+    damage!(
+        "device in a bridge",
+        "ip link add br9 type bridge 2>&1 || true; ip link set weft.1 master br9"
+    ),
     damage!("device without IPv6", "echo 1 >/proc/sys/net/ipv6/conf/weft.1/disable_ipv6"),
 ];
 
 #[test]
 fn the_device_is_brought_back() -> Result<()> {
-    Scene::tunnel()?.play(&DEVICE)
+    Scene::tunnel()?.play(DEVICE)
 }
 
-const ENTRIES: [&Event; 14] = [
+const ENTRIES: &[&Event] = &[
     damage!("routes flushed", FLUSH_ROUTES),
     damage!("nexthops flushed", "ip nexthop flush proto 87 >/dev/null 2>&1"),
     damage!("FDB flushed", "bridge fdb flush dev weft.1"),
@@ -56,6 +62,7 @@ const ENTRIES: [&Event; 14] = [
         "ip -4 neigh flush dev weft.1 nud permanent; ip -6 neigh flush dev weft.1 nud permanent"
     ),
     damage!("own range's route gone", "ip route del unreachable 10.0.3.0/24 metric 8"),
+    damage!("own IPv6 range's route gone", "ip -6 route del unreachable fd10:0:0:3::/64 metric 8"),
     damage!("nft ruleset flushed", "nft flush ruleset"),
     damage!("an nft table deleted", "nft delete table inet weft_87_tunnel"),
     one_of_many!("one peer's route gone", "ip route del 10.0.4.0/24"),
@@ -71,6 +78,25 @@ const ENTRIES: [&Event; 14] = [
         "ip neigh replace 10.0.4.0 lladdr 02:00:00:00:00:99 nud permanent dev weft.1"
     ),
     one_of_many!(
+        "one peer's neighbour not permanent",
+        "ip neigh replace 10.0.4.0 lladdr 0a:58:0a:00:04:00 nud stale dev weft.1"
+    ),
+    one_of_many!(
+        "a surplus route with our mark",
+        "ip route add 10.0.77.0/24 via 10.0.4.0 dev weft.1 onlink proto 87 metric 8"
+    ),
+    &Event {
+        name: "forwarding switched off",
+        happen: |scene| {
+            scene.damage(
+                "echo 0 >/proc/sys/net/ipv4/ip_forward
+                 echo 0 >/proc/sys/net/ipv6/conf/all/forwarding",
+            )
+        },
+        drifts: false,
+        ..DAMAGE
+    },
+    one_of_many!(
         "one peer's nexthop gone",
         "ip nexthop del $(ip nexthop | grep 'via 10.0.4.0 ' | cut -d' ' -f1,2)"
     ),
@@ -78,7 +104,7 @@ const ENTRIES: [&Event; 14] = [
 
 #[test]
 fn entries_are_brought_back() -> Result<()> {
-    Scene::tunnel()?.play(&ENTRIES)
+    Scene::tunnel()?.play(ENTRIES)
 }
 
 /// Another program's route for a peer's range: of it the operator is told, it is left alone,
@@ -105,7 +131,7 @@ fn put_in_the_way(scene: &mut Scene, metric: u32) -> Result<()> {
     scene.traffic.wait_for(now, DEADLINE, |nodes| nodes != [HIT, 3]).map(drop)
 }
 
-const IN_THE_WAY: [&Event; 2] = [
+const IN_THE_WAY: &[&Event] = &[
     &Event {
         name: "another program's route goes",
         prepare: |scene| put_in_the_way(scene, 8),
@@ -127,15 +153,22 @@ const IN_THE_WAY: [&Event; 2] = [
 
 #[test]
 fn another_programs_route_is_in_the_way() -> Result<()> {
-    Scene::tunnel()?.play(&IN_THE_WAY)
+    Scene::tunnel()?.play(IN_THE_WAY)
 }
 
 /// Takes the underlay down and up, and gives it back what it loses by that.
 fn down_and_up(scene: &mut Scene) -> Result<()> {
     scene.damage("ip link set eth0 down")?;
-    // What runs meanwhile does no harm and does not fail.
-    scene.stage.trigger(HIT, Trigger::Status)?;
-    scene.stage.trigger(HIT, Trigger::Sync)?;
+    // What runs meanwhile does no harm, and fails only where no address is left.
+    let status = scene.stage.chains[HIT].status().map_err(|error| (error.code, error.msg));
+    let sync = scene.stage.weft(HIT, &["sync"])?;
+    let addresses = scene.hit().run_ok(&["ip", "-o", "address", "show", "dev", "eth0"])?;
+    if addresses.is_empty() {
+        ensure!(matches!(&status, Err((50, msg)) if msg.contains("no interface")), "{status:?}");
+        ensure!(sync.status.code() == Some(1), "{sync}");
+    } else {
+        ensure!(status.is_ok() && sync.success(), "{status:?}, {sync}");
+    }
     let host = scene.hit().host();
     let mut script = String::from("ip link set eth0 up\n");
     for address in host.addresses.iter().filter(|address| address.is_ipv6()) {
@@ -162,7 +195,7 @@ fn unplug(scene: &mut Scene) -> Result<()> {
 }
 
 /// In the tunnel none of ours is on the underlay, and nothing has to be repaired.
-const TUNNEL_UNDERLAY: [&Event; 4] = [
+const TUNNEL_UNDERLAY: &[&Event] = &[
     &Event { name: "underlay down and up", happen: down_and_up, drifts: false, ..DAMAGE },
     &Event { name: "cable pulled", happen: unplug, drifts: false, ..DAMAGE },
     &Event {
@@ -197,11 +230,30 @@ const TUNNEL_UNDERLAY: [&Event; 4] = [
 
 #[test]
 fn the_underlay_of_the_tunnel_changes() -> Result<()> {
-    Scene::tunnel()?.play(&TUNNEL_UNDERLAY)
+    Scene::tunnel()?.play(TUNNEL_UNDERLAY)
+}
+
+/// Taken down, an interface loses its IPv6 addresses, of which one is the tunnel's end.
+const TUNNEL_OVER_IPV6: &[&Event] = &[
+    damage!("over IPv6: device deleted", "ip link del weft.1"),
+    &Event {
+        name: "over IPv6: underlay down and up",
+        happen: down_and_up,
+        drifts: false,
+        ..DAMAGE
+    },
+    &Event { name: "over IPv6: cable pulled", happen: unplug, drifts: false, ..DAMAGE },
+    &Event { name: "over IPv6: address changes, kernel first", ..MOVES_KERNEL_FIRST },
+    &Event { name: "over IPv6: address changes, map first", ..MOVES_MAP_FIRST },
+];
+
+#[test]
+fn a_tunnel_over_ipv6_is_brought_back() -> Result<()> {
+    Scene::tunnel_over_ipv6()?.play(TUNNEL_OVER_IPV6)
 }
 
 /// Without a tunnel the routes are on the underlay and go with it.
-const NATIVE: [&Event; 7] = [
+const NATIVE: &[&Event] = &[
     &Event { name: "native: underlay down and up", happen: down_and_up, ..DAMAGE },
     // With the carrier the kernel takes nexthop objects away (`nexthop_flush_dev`).
     &Event { name: "native: cable pulled", happen: unplug, ..DAMAGE },
@@ -234,5 +286,5 @@ const NATIVE: [&Event; 7] = [
 
 #[test]
 fn direct_routes_are_brought_back() -> Result<()> {
-    Scene::native()?.play(&NATIVE)
+    Scene::native()?.play(NATIVE)
 }

@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Families, Family, Node, Pod, Spread, Topology};
+use e2e::{Families, Node, Pod, Spread, Topology};
 use serde_json::{Value, json};
 
 use crate::stage::{DEADLINE, Stage, TRIGGERS, Trigger, difference};
@@ -86,6 +86,12 @@ impl Scene {
     pub(crate) fn tunnel() -> Result<Scene> {
         let topology = Topology::nodes(4, Spread::Own, Families::V4, Families::Both);
         Scene::new(topology, json!({}), &["weft.1"])
+    }
+
+    /// The same over IPv6.
+    pub(crate) fn tunnel_over_ipv6() -> Result<Scene> {
+        let topology = Topology::nodes(4, Spread::Own, Families::V6, Families::Both);
+        Scene::new(topology, json!({ "underlayFamily": "ipv6" }), &["weft.1"])
     }
 
     /// All on one, without a tunnel.
@@ -234,7 +240,7 @@ impl Scene {
         nodes.iter().try_for_each(|&index| self.stage.trigger(index, Trigger::Status))
     }
 
-    /// LAST's IPv4 address, by the map.
+    /// LAST's first address, by the map.
     pub(crate) fn address(&self) -> Result<String> {
         let address = self.map["nodes"][LAST]["addresses"][0].as_str();
         address.map(str::to_owned).context("the last node has an address")
@@ -245,26 +251,33 @@ impl Scene {
     pub(crate) fn new_address(&mut self) -> Result<String> {
         self.number += 1;
         let old = self.address()?;
-        let (network, _) = old.rsplit_once('.').context("an IPv4 address")?;
-        let new = format!("{network}.{}", self.number);
+        let host = old.rfind(['.', ':']).context("an address")? + 1;
+        let new = format!("{}{}", &old[..host], self.number);
         self.map["nodes"][LAST]["addresses"][0] = json!(new);
+        self.move_last(&old, &new)
+    }
+
+    fn move_last(&self, old: &str, new: &str) -> Result<String> {
+        let host = self.last().host();
+        let network = host.addresses.first().context("the last node has an address")?;
+        let routers = &self.stage.lab.topology().links[host.link].router;
+        let router = routers.iter().find(|router| router.is_ipv4() == network.is_ipv4());
+        let (router, length) = (router.context("a router")?.ip(), network.prefix());
+        let nodad = if network.is_ipv6() { "nodad" } else { "" };
         Ok(format!(
-            "ip address del {old}/24 dev eth0; ip address add {new}/24 dev eth0
-             ip route add default via {network}.254"
+            "ip address del {old}/{length} dev eth0; ip address add {new}/{length} dev eth0 {nodad}
+             ip route replace default via {router}"
         ))
     }
 
     /// After a reboot: the address that the map has, whatever the node started with.
     pub(crate) fn take_address(&self) -> Result<()> {
-        let start = self.last().address(Family::V4)?.to_string();
-        let now = self.address()?;
-        let (network, _) = now.rsplit_once('.').context("an IPv4 address")?;
-        self.last()
-            .sh(&format!(
-                "ip address del {start}/24 dev eth0; ip address add {now}/24 dev eth0
-                 ip route add default via {network}.254"
-            ))
-            .map(drop)
+        let first = self.last().host().addresses.first().context("an address")?;
+        let (start, now) = (first.ip().to_string(), self.address()?);
+        if start == now {
+            return Ok(());
+        }
+        self.last().sh(&self.move_last(&start, &now)?).map(drop)
     }
 
     /// Turns LAST off and on again.

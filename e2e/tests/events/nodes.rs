@@ -59,7 +59,7 @@ const LEAVES: Event = Event {
     ..MAP
 };
 
-const MOVES_KERNEL_FIRST: Event = Event {
+pub(crate) const MOVES_KERNEL_FIRST: Event = Event {
     name: "address changes, kernel first",
     happen: |scene| {
         let script = scene.new_address()?;
@@ -72,7 +72,7 @@ const MOVES_KERNEL_FIRST: Event = Event {
     ..MAP
 };
 
-const MOVES_MAP_FIRST: Event = Event {
+pub(crate) const MOVES_MAP_FIRST: Event = Event {
     name: "address changes, map first",
     happen: |scene| {
         let script = scene.new_address()?;
