@@ -2,6 +2,8 @@
 
 DESTDIR =
 BINDIR = /opt/cni/bin
+# For `weft install`, such as --replace-foreign.
+INSTALLFLAGS =
 
 .PHONY: all install demo test soak bench check clean
 
@@ -10,7 +12,7 @@ all:
 
 # The executable under each of its names; nothing else.
 install:
-	hack/install.sh "$(DESTDIR)$(BINDIR)"
+	hack/install.sh "$(DESTDIR)$(BINDIR)" $(INSTALLFLAGS)
 
 # The lesson on this machine: nodes, router and pods in namespaces.
 # STEP=n shows one step.
@@ -19,18 +21,18 @@ demo:
 	hack/cargo.sh run --quiet --package e2e --bin lab -- demo $(STEP)
 
 test:
-	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace bird2 frr
+	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace systemd bird2 frr podman runc iptables busybox-static
 	hack/cargo.sh test --workspace
 
 # Long runs at full count.
 soak:
-	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace bird2 frr
+	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace systemd bird2 frr podman runc iptables busybox-static
 	WEFT_SOAK=1 hack/cargo.sh test --workspace
 
 # What a pod costs, beside the reference plugins. BENCH="--full --write docs/performance.md"
 # makes the run that the documentation holds; BENCH=help lists parts and options.
 bench:
-	hack/need.sh iproute2 iptables containernetworking-plugins
+	hack/need.sh iproute2 iptables containernetworking-plugins iperf3 ethtool
 	hack/cargo.sh run --quiet --release --package e2e --bin bench -- $(BENCH)
 
 check:

@@ -16,6 +16,18 @@ mod call {
     ioctl_readwrite_bad!(siocgifname, libc::SIOCGIFNAME, libc::ifreq);
     ioctl_readwrite_bad!(siocgifindex, libc::SIOCGIFINDEX, libc::ifreq);
     ioctl_readwrite_bad!(siocgifmtu, libc::SIOCGIFMTU, libc::ifreq);
+    ioctl_readwrite_bad!(siocgifflags, libc::SIOCGIFFLAGS, libc::ifreq);
+}
+
+/// A device, as far as this module tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Name.
+    pub name: String,
+    /// Bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
 }
 
 /// An ioctl of netdevice(7).
@@ -32,8 +44,8 @@ impl Rtnetlink {
         found.map_err(|e| e.about(format_args!("cannot look up link {name}")))
     }
 
-    /// Name and MTU (bytes) of the device of number `index`; `None` where there is none.
-    pub fn name_and_mtu(&self, index: u32) -> Result<Option<(String, u32)>> {
+    /// The device of number `index`; `None` where there is none.
+    pub fn interface(&self, index: u32) -> Result<Option<Interface>> {
         let look_up = || {
             let mut request = request(index as i32);
             if self.ask(call::siocgifname, &mut request)?.is_none() {
@@ -41,8 +53,10 @@ impl Rtnetlink {
             }
             let name = request.ifr_name.iter().take_while(|byte| **byte != 0);
             let name = name.map(|byte| *byte as u8).collect::<Vec<u8>>();
+            let name = String::from_utf8_lossy(&name).into_owned();
             let mtu = self.ask(call::siocgifmtu, &mut request)?;
-            Ok(mtu.map(|mtu| (String::from_utf8_lossy(&name).into_owned(), mtu)))
+            let flags = self.ask(call::siocgifflags, &mut request)?;
+            Ok(mtu.zip(flags).map(|(mtu, flags)| Interface { name, mtu, up: is_up(flags) }))
         };
         look_up()
             .map_err(|e: Error| e.about(format_args!("cannot look up the link of index {index}")))
@@ -51,7 +65,7 @@ impl Rtnetlink {
     /// The number that the kernel answers with.
     fn ask(&self, call: Call, request: &mut libc::ifreq) -> Result<Option<u32>> {
         // SAFETY: each call reads and writes one `ifreq`, whose name ends with a zero and
-        // which the reference keeps alive; index and MTU are integers in the same place.
+        // which the reference keeps alive; index, MTU and flags are integers in the same place.
         #[expect(unsafe_code, reason = "ioctl(2), and a union")]
         let answer = unsafe {
             call(self.as_raw_fd(), request).map(|_| request.ifr_ifru.ifru_ifindex as u32)
@@ -62,6 +76,12 @@ impl Rtnetlink {
             Err(errno) => Err(Error::new("ioctl", errno)),
         }
     }
+}
+
+/// IFF_UP of `ifr_flags`, a short that begins where the number does.
+fn is_up(number: u32) -> bool {
+    let [first, second, ..] = number.to_ne_bytes();
+    u16::from_ne_bytes([first, second]) & libc::IFF_UP as u16 != 0
 }
 
 fn request(index: i32) -> libc::ifreq {

@@ -8,7 +8,7 @@
 
 pub mod address;
 mod error;
-mod interface;
+pub mod interface;
 pub mod link;
 pub mod neighbour;
 pub mod netlink;

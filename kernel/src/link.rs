@@ -17,7 +17,10 @@ pub const HOST_END_GROUP: u32 = 0x7765_6674;
 /// Link group of the host ends whose pods may send from any address, so that the
 /// rule that checks the others does not see them.
 pub const HOST_END_GROUP_UNCHECKED: u32 = HOST_END_GROUP + 1;
-/// Every link group of host ends.
+/// Link group of the host ends that are being removed: many links are deleted at once
+/// by their group. One that is killed over it leaves links that nothing else takes for its own.
+pub const HOST_END_GROUP_REMOVED: u32 = HOST_END_GROUP + 2;
+/// Every link group of host ends that pods use.
 pub const HOST_END_GROUPS: [u32; 2] = [HOST_END_GROUP, HOST_END_GROUP_UNCHECKED];
 
 /// Length of `struct ifinfomsg`.
@@ -325,6 +328,14 @@ pub fn delete_by_name(name: &str) -> Message {
 /// The request that deletes the device of number `index`.
 pub fn delete(index: u32) -> Message {
     Message::new(libc::RTM_DELLINK, 0, &header(index, 0, 0))
+}
+
+/// The request that deletes every device of link group `group`, whatever it is. The kernel
+/// waits once for all of them, some 25 ms, and not for each (`rtnl_group_dellink`).
+pub fn delete_group(group: u32) -> Message {
+    let mut message = Message::new(libc::RTM_DELLINK, 0, &header(0, 0, 0));
+    message.attr_u32(libc::IFLA_GROUP, group);
+    message
 }
 
 impl Rtnetlink {

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use cni::{Attachment, AttachmentKey, Code, Error};
-use kernel::link::{HOST_END_GROUPS, Link};
+use kernel::link::{HOST_END_GROUP_REMOVED, HOST_END_GROUPS, Link};
 use kernel::netns::Netns;
 use kernel::{MacAddress, Rtnetlink};
 use nix::fcntl::{FcntlArg, fcntl};
@@ -156,7 +156,8 @@ pub(crate) fn random_index() -> u32 {
 
 /// Whether a link is the host end of one of our pairs.
 pub(crate) fn is_host_end(link: &Link) -> bool {
-    HOST_END_GROUPS.contains(&link.group) && link.kind.as_deref() == Some("veth")
+    let is_ours = HOST_END_GROUPS.contains(&link.group) || link.group == HOST_END_GROUP_REMOVED;
+    is_ours && link.kind.as_deref() == Some("veth")
 }
 
 /// Whether a link is a host end whose ADD was never finished: it gets its alias with

@@ -20,7 +20,7 @@ use crate::routing::stamp::Stamp;
 use crate::state_dir;
 
 /// Where the map is by default.
-const NODES_DIR: &str = "/etc/weft/nodes.d";
+pub(crate) const NODES_DIR: &str = "/etc/weft/nodes.d";
 /// File that names this node where the host name does not.
 const NAME_FILE: &str = "/etc/weft/node-name";
 
@@ -284,10 +284,10 @@ pub(crate) fn pod_mtu(
 ) -> Result<Option<u32>, Error> {
     if let Some(Stamped { stamp, .. }) = stamped
         && let Some(index) = stamp.underlay()
-        && let Some((name, mtu)) = host.name_and_mtu(index).map_err(refused)?
+        && let Some(link) = host.interface(index).map_err(refused)?
     {
-        let derived = stamp.pod_mtu().filter(|_| stamp.is_underlay(index, &name, mtu));
-        return Ok(Some(derived.unwrap_or(mtu)));
+        let derived = stamp.pod_mtu().filter(|_| stamp.is_underlay(index, &link));
+        return Ok(Some(derived.unwrap_or(link.mtu)));
     }
     let Ok(loaded) = source.load() else { return Ok(None) };
     let Ok(own) = own(&loaded.map, source, None, host) else { return Ok(None) };

@@ -3,14 +3,14 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use e2e::{Families, Family, PingOptions, Place, Pod, Topology};
+use e2e::{Cluster, Families, Family, PingOptions, Place, Pod, Topology};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, assert_ping, conflist_of};
 use crate::look::{changed, dropped, echoes, frames, link, received, tunnel_ends};
 use crate::wire::{
     DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, MORE_FRAGMENTS, UDP, echo_request, inject, ip, udp,
 };
+use crate::{assert_ping, conflist_of};
 
 const PORT: u16 = 8472;
 const DEVICE: &str = "weft.1";
@@ -260,7 +260,7 @@ fn a_node_behind_nat_is_reached_by_its_tunnel_address() -> Result<()> {
     let mut map = topology.node_map();
     map["nodes"][2]["tunnelAddress"] = json!(PUBLIC);
     let cluster = Cluster::start(topology, &conflist_of(json!({}), json!({})))?;
-    cluster.lab.write_node_map(&map)?;
+    cluster.lab().write_node_map(&map)?;
     let private = cluster.node("worker2")?.address(Family::V4)?;
     let nat = format!(
         "table ip nat {{
@@ -274,7 +274,7 @@ fn a_node_behind_nat_is_reached_by_its_tunnel_address() -> Result<()> {
            }}
          }}"
     );
-    cluster.lab.router().command(&["nft", "-f", "-"]).stdin(nat).ok()?;
+    cluster.lab().router().command(&["nft", "-f", "-"]).stdin(nat).ok()?;
     let (a, b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
     let capture = cluster.node("worker1")?.capture("eth0", "udp port 8472")?;
     let own = cluster.node("worker1")?.address(Family::V4)?;

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use kernel::Rtnetlink;
+use kernel::interface::Interface;
 use kernel::link::{
     HOST_END_GROUP, LinkChange, VethPair, Vxlan, VxlanDevice, delete, delete_by_name,
 };
@@ -189,12 +190,13 @@ fn a_few_facts_are_told_without_a_lock() {
     with_lan(|socket, lan| {
         sh("ip link set lan mtu 1450");
         assert_eq!(socket.index_of("lan").unwrap(), Some(lan));
-        assert_eq!(socket.name_and_mtu(lan).unwrap(), Some(("lan".to_owned(), 1450)));
+        let mut lan_now = Interface { name: "lan".to_owned(), mtu: 1450, up: true };
+        assert_eq!(socket.interface(lan).unwrap().as_ref(), Some(&lan_now));
         assert_eq!(socket.index_of("lanlanlanlanlanlan").unwrap(), None);
-        assert_eq!(socket.name_and_mtu(lan + 1000).unwrap(), None);
+        assert_eq!(socket.interface(lan + 1000).unwrap(), None);
         sh("ip link set lan down; ip link set lan name fifteenletters1");
         assert_eq!(socket.index_of("fifteenletters1").unwrap(), Some(lan));
-        let (name, _) = socket.name_and_mtu(lan).unwrap().unwrap();
-        assert_eq!(name, "fifteenletters1");
+        (lan_now.name, lan_now.up) = ("fifteenletters1".to_owned(), false);
+        assert_eq!(socket.interface(lan).unwrap(), Some(lan_now));
     });
 }

@@ -7,6 +7,8 @@ mod conflist;
 mod export_router;
 mod frr;
 mod in_the_way;
+mod install;
+mod installed;
 mod ipam;
 mod nodes;
 mod print;
@@ -77,6 +79,8 @@ fn act(arguments: &Arguments) -> Result<ExitCode> {
             print_json(&conflist::networks(arguments.conf.as_deref())?, status::json)
         }
         Action::Status => for_each(arguments, status::show),
+        Action::Install(request) => install::install(request),
+        Action::Uninstall(request) => install::uninstall(request),
         Action::Teardown => {
             let code = for_each(arguments, teardown_one)?;
             if veth::spoof_check::remove()? {

@@ -21,6 +21,37 @@ pub(super) fn tables(config: &Config, map: &Map, own: &Node, held: &Held) -> Vec
     masquerade.into_iter().chain(peer_guard(config, map, own, held)).collect()
 }
 
+/// How a table of the kernel stands to what shall be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TableState {
+    /// As it shall be; also where none shall be.
+    Ok,
+    Missing,
+    /// Another one, or one that should not be there.
+    Different,
+}
+
+/// How the masquerade table stands.
+pub(crate) fn masquerade_state(
+    config: &Config,
+    map: &Map,
+    own: &Node,
+    held: &Held,
+) -> Result<TableState, Error> {
+    let name = masquerade::table_name(config.protocol);
+    let mut socket = Socket::netfilter().map_err(refused)?;
+    let wanted = masquerade(config, map, own, held);
+    let installed = wanted.as_ref().map(|table| nft::installed(&mut socket, &table.proof()));
+    if let Some(true) = installed.transpose().map_err(refused)? {
+        return Ok(TableState::Ok);
+    }
+    Ok(match (nft::exists(&mut socket, &name).map_err(refused)?, wanted) {
+        (false, None) => TableState::Ok,
+        (false, Some(_)) => TableState::Missing,
+        (true, _) => TableState::Different,
+    })
+}
+
 /// Every name that a table of the network may have.
 pub(super) fn table_names(config: &Config) -> [String; 2] {
     [masquerade::table_name(config.protocol), peer_guard::table_name(config.protocol)]

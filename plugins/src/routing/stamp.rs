@@ -21,6 +21,7 @@ use cluster::{Identity, Mac, Node};
 use cni::Error;
 use ipnetwork::IpNetwork;
 use kernel::Rtnetlink;
+use kernel::interface::Interface;
 use kernel::link::{HOST_END_GROUP, Link};
 use kernel::neighbour::{FdbEntry, Neighbour};
 use kernel::netlink::Socket;
@@ -119,9 +120,10 @@ fn text(facts: Facts, host: &Rtnetlink) -> Result<Option<String>, Error> {
     line("map", map);
     line("map-directory", config.source.dir.display().to_string());
     line("node-name", config.source.node_name.clone().unwrap_or_default());
-    let Underlay { index, name, mtu, .. } = underlay;
-    line("underlay", format!("{index} {}", link_hash(*index, name, *mtu)));
-    line("local", format!("{} {}", underlay.index, underlay.local));
+    let Underlay { index, name, mtu, up, local } = underlay;
+    let link = Interface { name: name.clone(), mtu: *mtu, up: *up };
+    line("underlay", format!("{index} {}", link_hash(*index, &link)));
+    line("local", format!("{index} {local}"));
     if let Some(device) = device {
         line("device", format!("{} {}", device.index, hash(device)));
     }
@@ -287,10 +289,10 @@ impl Stamp {
 
     /// Whether a link is the underlay as the sync saw it, so that what was derived
     /// from it holds.
-    pub(crate) fn is_underlay(&self, index: u32, name: &str, mtu: u32) -> bool {
+    pub(crate) fn is_underlay(&self, index: u32, link: &Interface) -> bool {
         let stamped = self.field("underlay").and_then(|line| line.split_once(' '));
         stamped.is_some_and(|(stamped, expected)| {
-            stamped.parse() == Ok(index) && link_hash(index, name, mtu) == expected
+            stamped.parse() == Ok(index) && link_hash(index, link) == expected
         })
     }
 
@@ -345,12 +347,11 @@ impl Stamp {
 
     fn links_hold(&self, host: &mut Rtnetlink) -> Option<bool> {
         let underlay = self.underlay()?;
-        let (name, mtu) = host.name_and_mtu(underlay).ok()??;
+        let link = host.interface(underlay).ok()??;
         let (index, local) = self.field("local")?.split_once(' ')?;
         let local: IpAddr = local.parse().ok()?;
         let addresses = host.addresses(index.parse().ok()).ok()?;
-        if !self.is_underlay(underlay, &name, mtu)
-            || !addresses.iter().any(|a| a.address.ip() == local)
+        if !self.is_underlay(underlay, &link) || !addresses.iter().any(|a| a.address.ip() == local)
         {
             return Some(false);
         }
@@ -416,8 +417,8 @@ fn config_hash(config: &Config) -> String {
     hash(&format!("{config:?}"))
 }
 
-fn link_hash(index: u32, name: &str, mtu: u32) -> String {
-    hash(&(index, name, mtu))
+fn link_hash(index: u32, link: &Interface) -> String {
+    hash(&(index, &link.name, link.mtu, link.up))
 }
 
 /// The network namespace of `host`.

@@ -3,6 +3,7 @@
 
 mod batch;
 mod chain;
+mod datapath;
 mod leases;
 mod machine;
 mod maps;
@@ -27,15 +28,18 @@ bench - what a pod costs: ADD, CHECK, DEL of plugin chains that take turns
 
 usage: bench [OPTIONS] [PART...]
 
-parts (all but the last two, if none is named):
+parts (all of these, if none is named):
   adds       one pod after the other, 3 nodes
   dual       the same with IPv4 and IPv6
   pods       the same with 250 other pods there
   nodes      the same with 5,000 nodes in the map
   parallel   100 pods, 10 at once
   peers      syncs, and ADDs of weft, with 10 to 10,000 peers
+and only if named:
   libc       as `adds`, weft linked with musl and with glibc
-  leases     host-local alone, 20 to 60,000 leases; alone
+  datapath   traffic from pod to pod, beside flannel's layout
+  variants   the tunnel's data path with one setting changed at a time
+  leases     host-local alone, 20 to 60,000 leases
 
 options:
   --count N          pods of each chain in `adds` (default 20); a quarter in the others
@@ -44,10 +48,13 @@ options:
                      'ptp masq port', flannel
   --pods N           pods that are there in `pods` (default 250)
   --nodes N          nodes in `nodes` (default 5000)
+  --peers A,B        numbers of peers in `peers` (default 10,100,1000,5000,10000)
+  --rounds N         rounds of `datapath` and `variants` (default 5)
   --reference DIR    where the reference plugins are (default /usr/lib/cni)
   --svg FILE         where to plot the run (default target/bench/performance.svg)
   --write FILE       rewrite what was run in FILE (docs/performance.md), the plot beside
-                     it: `peers` by itself, the other parts together
+                     it: those of chains (adds to parallel, libc) together, each other
+                     part by itself
 
 The plugins are built and installed in target/bench. Needs root, or a machine that
 allows user namespaces; everything happens in network namespaces that end with it.
@@ -73,8 +80,12 @@ impl Section {
 
 /// The part that measures syncs.
 const PEERS: &str = "peers";
-/// The part that compares C libraries, made on request alone.
+/// The parts that are made on request alone.
 const LIBC: &str = "libc";
+const DATAPATH: &str = "datapath";
+const VARIANTS: &str = "variants";
+const LEASES: &str = "leases";
+const BY_NAME: [&str; 4] = [LIBC, DATAPATH, VARIANTS, LEASES];
 
 /// What was asked for.
 struct Options {
@@ -84,6 +95,8 @@ struct Options {
     only: Option<Vec<String>>,
     pods: usize,
     nodes: usize,
+    peers: Vec<usize>,
+    rounds: usize,
     reference: PathBuf,
     svg: PathBuf,
     write: Option<PathBuf>,
@@ -93,6 +106,7 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let done = match words.first().map(String::as_str) {
         Some("worker") => worker::run(),
+        Some("peer") => datapath::peer(&words[1..]),
         Some("help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(())
@@ -117,6 +131,8 @@ impl Options {
             only: None,
             pods: 250,
             nodes: 5000,
+            peers: vec![10, 100, 1_000, 5_000, 10_000],
+            rounds: 5,
             reference: "/usr/lib/cni".into(),
             svg: "target/bench/performance.svg".into(),
             write: None,
@@ -132,6 +148,11 @@ impl Options {
                 }
                 "--pods" => options.pods = value()?.parse().context("--pods")?,
                 "--nodes" => options.nodes = value()?.parse().context("--nodes")?,
+                "--rounds" => options.rounds = value()?.parse().context("--rounds")?,
+                "--peers" => {
+                    let numbers = value()?.split(',').map(str::parse).collect::<Result<_, _>>();
+                    options.peers = numbers.context("--peers")?;
+                }
                 "--reference" => options.reference = value()?.into(),
                 "--svg" => options.svg = value()?.into(),
                 "--write" => options.write = Some(value()?.into()),
@@ -154,14 +175,15 @@ impl Options {
             Circumstances { part: LIBC, ..adds },
         ];
         for part in &self.parts {
-            let known = part == PEERS || all.iter().any(|at| at.part == part);
-            ensure!(known, "unknown part {part}, or one that is run alone");
+            let known = part == PEERS || BY_NAME.contains(&part.as_str());
+            ensure!(known || all.iter().any(|at| at.part == part), "unknown part {part}");
         }
         Ok(all.into_iter().filter(|at| self.wants(at.part)).collect())
     }
 
     fn wants(&self, part: &str) -> bool {
-        self.parts.iter().any(|named| named == part) || self.parts.is_empty() && part != LIBC
+        self.parts.iter().any(|named| named == part)
+            || self.parts.is_empty() && !BY_NAME.contains(&part)
     }
 
     /// The chains of a part. Slow ones of which nothing new is to be learned are left
@@ -196,23 +218,26 @@ impl Options {
 
 fn bench(options: Options) -> Result<()> {
     let machine = machine::describe();
-    if options.parts == ["leases"] {
-        let executables = build(&options)?;
-        let table = leases::run(&executables.ours, &executables.reference)?;
-        println!("{machine}. Reference plugins: {}.\n{table}", machine::reference_version());
-        return Ok(());
-    }
     let parts = options.parts()?;
     let executables = build(&options)?;
     let mut sections = Vec::new();
+    let mut add = |name, text| sections.push(Section { name, text });
     if !parts.is_empty() {
-        let text = chains(&options, &parts, &executables, &machine)?;
-        sections.push(Section { name: "chains", text });
+        add("chains", chains(&options, &parts, &executables, &machine)?);
     }
     if options.wants(PEERS) {
-        let (table, targets) = peers::run(options.full, &executables)?;
-        let text = format!("{machine}.\n{table}{}", report::held_to(&targets));
-        sections.push(Section { name: PEERS, text });
+        let (table, targets) = peers::run(&options.peers, options.full, &executables)?;
+        add(PEERS, format!("{machine}.\n{table}{}", report::held_to(&targets)));
+    }
+    for (name, variants) in [(DATAPATH, false), (VARIANTS, true)] {
+        if options.wants(name) {
+            add(name, format!("{machine}.\n\n{}", datapath::run(variants, options.rounds)?));
+        }
+    }
+    if options.wants(LEASES) {
+        let table = leases::run(&executables.ours, &executables.reference)?;
+        let version = machine::reference_version();
+        add(LEASES, format!("{machine}. Reference plugins: {version}.\n{table}"));
     }
     for section in &sections {
         println!("{}", section.text);

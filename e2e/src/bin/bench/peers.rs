@@ -16,8 +16,6 @@ use super::report::{Limit, Target};
 use super::run::{Executables, MAP_SETTLES, Runtime, milliseconds};
 use super::stats::quantile;
 
-/// Numbers of peers.
-const SIZES: [usize; 5] = [10, 100, 1_000, 5_000, 10_000];
 /// How often each sync is measured.
 const FIRST: usize = 3;
 const NOTHING: usize = 5;
@@ -61,22 +59,26 @@ struct Row {
     batch: Vec<f64>,
 }
 
-/// The table of a run in Markdown, and what it is held to.
-pub(crate) fn run(full: bool, executables: &Executables) -> Result<(String, Vec<Target>)> {
+/// The table of a run with these numbers of peers, in Markdown, and what it is held to.
+pub(crate) fn run(
+    sizes: &[usize],
+    full: bool,
+    executables: &Executables,
+) -> Result<(String, Vec<Target>)> {
     let pods = if full { PODS_FULL } else { PODS };
     let mut rows = Vec::new();
     for dual in [false, true] {
-        rows.extend(family(dual, pods, executables)?);
+        rows.extend(family(sizes, dual, pods, executables)?);
     }
     Ok((table(&rows, pods), targets(&rows)))
 }
 
 /// All cases of a family, each on a node of its own in one lab, so that the ADDs can take turns.
-fn family(dual: bool, pods: usize, executables: &Executables) -> Result<Vec<Row>> {
+fn family(sizes: &[usize], dual: bool, pods: usize, executables: &Executables) -> Result<Vec<Row>> {
     let shapes = [Shape::Compact, Shape::NodeList];
     let cases: Vec<Case> = shapes
         .into_iter()
-        .flat_map(|shape| SIZES.map(|peers| Case { dual, shape, peers }))
+        .flat_map(|shape| sizes.iter().map(move |&peers| Case { dual, shape, peers }))
         .collect();
     let lab = Lab::start(topology(cases.len())?)?;
     let chain = chain::ALL.into_iter().find(|chain| chain.name == "weft").context("no weft")?;
