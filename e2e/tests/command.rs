@@ -186,6 +186,7 @@ fn ipam_shows_leases_and_releases_only_dead_ones() -> Result<()> {
     let line = text.lines().find(|line| line.contains(&address)).context(text.clone())?;
     let words: Vec<&str> = line.split_whitespace().collect();
     assert_eq!((words[1], words[2], words[4]), ("pod-a", "eth0", "alive"), "{line}");
+    assert!(words[3].ends_with('s'), "an age in seconds: {line}");
     for what in [address.as_str(), "pod-a"] {
         let output = weft(node, &["ipam", "release", what])?;
         assert_eq!(output.status.code(), Some(1), "{output}");

@@ -207,6 +207,24 @@ fn a_read_only_directory_is_an_error_that_says_so() {
 }
 
 #[test]
+fn a_directory_that_may_not_be_read_is_named() {
+    let dir = Dir::new();
+    let config = small(&dir);
+    fs::create_dir_all(dir.leases()).unwrap();
+    fs::set_permissions(dir.leases(), fs::Permissions::from_mode(0o700)).unwrap();
+    std::os::unix::fs::chown(dir.leases(), Some(1234), Some(1234)).unwrap();
+    for verb in ["ADD", "DEL", "CHECK"] {
+        // Root without the right to pass over permissions, as in some containers.
+        let mut command = Command::new("setpriv");
+        environment(&mut command, verb, "a", "eth0", "");
+        command.arg("--bounding-set=-dac_override,-dac_read_search").arg(ours());
+        let error = finish(command, &config).unwrap_err();
+        let msg = error["msg"].as_str().unwrap();
+        assert!(error["code"] == 5 && msg.contains("/pods: EACCES"), "{verb}: {error}");
+    }
+}
+
+#[test]
 fn leases_of_another_owner_and_mode_count() {
     let dir = Dir::new();
     let config = small(&dir);

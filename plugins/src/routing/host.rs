@@ -25,6 +25,8 @@ pub(crate) struct Underlay {
     pub(crate) name: String,
     /// Bytes.
     pub(crate) mtu: u32,
+    /// Administratively up: taken down, it loses the host's routes that ours depend on.
+    pub(crate) up: bool,
     /// Outer source of what we send.
     pub(crate) local: IpAddr,
 }
@@ -138,7 +140,7 @@ fn is_link_local(ip: IpAddr) -> bool {
 }
 
 fn found(link: &Link, local: IpAddr) -> Underlay {
-    Underlay { index: link.index, name: link.name.clone(), mtu: link.mtu, local }
+    Underlay { index: link.index, name: link.name.clone(), mtu: link.mtu, up: link.up, local }
 }
 
 fn link_names(host: &mut Rtnetlink) -> Result<String, Error> {

@@ -140,7 +140,8 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
         // Looked up again: what was done to it since is part of it.
         let device = find_device(config, wanted.is_some(), host)?;
         let (device, state, tables) = (device.as_ref(), &state, tables.as_slice());
-        stamp::write(Facts { config, loaded, own, underlay, device, state, tables })?;
+        let facts = Facts { config, loaded, own, underlay, device, state, tables };
+        stamp::write(facts, host)?;
     }
     Ok(outcome)
 }
