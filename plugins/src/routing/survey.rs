@@ -83,11 +83,12 @@ pub(crate) fn survey(config: &Config, host: &mut Rtnetlink) -> Result<Survey, Er
     wanted.place(index);
     let observed = Observed::read(device.as_ref(), config.protocol, host)?;
     wanted.held.spread(&observed);
+    let tables = firewall::tables(config, map, own_node, &underlay, &wanted.held);
     let gaps = Gaps::of(&difference(&wanted, &observed, index));
     let foreign = foreign_routes(config.protocol, host)?;
     Ok(Survey {
         peers: peers(inputs, &wanted, &gaps, &foreign),
-        tables: firewall::present(&firewall::tables(config, map, own_node, &wanted.held))?,
+        tables: firewall::present(&tables)?,
         underlay: (underlay.name, underlay.mtu),
         pod_mtu: wanted.pod_mtu,
         notes: wanted.notes,

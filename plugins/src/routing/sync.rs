@@ -132,7 +132,7 @@ fn run(config: &Config, what: Do, host: &mut Rtnetlink) -> Result<Outcome, Error
     if what != Do::Plan {
         steps.apply_after(config, host)?;
     }
-    let tables = firewall::tables(config, &loaded.map, own, &state.held);
+    let tables = firewall::tables(config, &loaded.map, own, underlay, &state.held);
     outcome.changes.extend(firewall::converge(config, &tables, what)?);
     pods::converge(config, state.pod_mtu, what, &mut outcome, host)?;
     if what != Do::Plan {
