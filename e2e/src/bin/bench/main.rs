@@ -45,15 +45,19 @@ options:
   --rounds N         rounds of `datapath` and `variants` (default 5)
   --reference DIR    where the reference plugins are (default /usr/lib/cni)
   --svg FILE         where to plot the run (default target/bench/performance.svg)
-  --write FILE       rewrite the run in FILE (docs/performance.md), the plot beside it
+  --write FILE       rewrite the run in FILE (docs/performance.md, the plot beside it;
+                     for `leases` docs/host-local.md)
 
 The plugins are built and installed in target/bench. Needs root, or a machine that
 allows user namespaces; everything happens in network namespaces that end with it.
 ";
 
 /// What stands before and after the tables in the file that `--write` names.
-const BEGIN: &str = "<!-- the run: written by `make bench`, see above -->\n";
-const END: &str = "<!-- the end of the run -->\n";
+type Marks = [&'static str; 2];
+const PODS: Marks =
+    ["<!-- the run: written by `make bench`, see above -->\n", "<!-- the end of the run -->\n"];
+const LEASES: Marks =
+    ["<!-- the run of `bench leases` -->\n", "<!-- the end of the run of `bench leases` -->\n"];
 
 /// What was asked for.
 struct Options {
@@ -172,8 +176,10 @@ fn bench(options: Options) -> Result<()> {
     if options.parts == ["leases"] {
         let executables = build(&options.reference)?;
         let table = leases::run(&executables.ours, &executables.reference)?;
-        println!("{machine}. Reference plugins: {}.\n{table}", machine::reference_version());
-        return Ok(());
+        let text =
+            format!("{machine}. Reference plugin: {}.\n{table}", machine::reference_version());
+        println!("{text}");
+        return options.write.map_or(Ok(()), |file| rewrite(&file, LEASES, &text));
     }
     if let [part @ ("datapath" | "variants")] =
         &options.parts.iter().map(String::as_str).collect::<Vec<_>>()[..]
@@ -205,9 +211,15 @@ fn bench(options: Options) -> Result<()> {
         .with_context(|| svg.display().to_string())?;
     eprintln!("plot: {}", svg.display());
     match &options.write {
-        Some(file) => rewrite(file, &text),
+        Some(file) => {
+            rewrite(file, PODS, &format!("{text}\n![What a pod costs]({})\n", name_of(&svg)))
+        }
         None => Ok(()),
     }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn legend() -> String {
@@ -231,14 +243,11 @@ fn build(reference: &Path) -> Result<Executables> {
 }
 
 /// Replaces what stands between the marks of `file`.
-fn rewrite(file: &Path, text: &str) -> Result<()> {
+fn rewrite(file: &Path, [begin, end]: Marks, text: &str) -> Result<()> {
     let old = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let marks =
-        old.split_once(BEGIN).and_then(|(head, rest)| Some((head, rest.split_once(END)?.1)));
+        old.split_once(begin).and_then(|(head, rest)| Some((head, rest.split_once(end)?.1)));
     let (head, tail) = marks.with_context(|| format!("{}: no marks", file.display()))?;
-    let name = file.with_extension("svg");
-    let name = name.file_name().unwrap_or_default().to_string_lossy();
-    let plot = format!("\n![What a pod costs]({name})\n");
-    std::fs::write(file, format!("{head}{BEGIN}{text}{plot}{END}{tail}"))?;
+    std::fs::write(file, format!("{head}{begin}{text}{end}{tail}"))?;
     Ok(())
 }
