@@ -21,12 +21,12 @@ demo:
 	hack/cargo.sh run --quiet --package e2e --bin lab -- demo $(STEP)
 
 test:
-	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace bird2 frr podman runc iptables busybox-static
+	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace bird2 frr podman runc iptables busybox-static golang-go golang-github-appc-cni-dev binutils
 	hack/cargo.sh test --workspace
 
 # Long runs at full count.
 soak:
-	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace bird2 frr podman runc iptables busybox-static
+	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace bird2 frr podman runc iptables busybox-static golang-go golang-github-appc-cni-dev binutils
 	WEFT_SOAK=1 hack/cargo.sh test --workspace
 
 # What a pod costs, beside the reference plugins. BENCH="--full --write docs/performance.md"
