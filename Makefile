@@ -1,5 +1,10 @@
 # Targets install what they lack themselves (Debian and Ubuntu; see hack/need.sh).
 
+# What the tests run beside weft.
+TEST_PACKAGES = iproute2 nftables iptables tcpdump iputils-ping iperf3 jq strace systemd bird2 frr \
+	containernetworking-plugins containerd runc podman busybox-static \
+	golang-go golang-github-appc-cni-dev binutils
+
 DESTDIR =
 BINDIR = /opt/cni/bin
 # For `weft install`, such as --replace-foreign.
@@ -21,12 +26,12 @@ demo:
 	hack/cargo.sh run --quiet --package e2e --bin lab -- demo $(STEP)
 
 test:
-	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace systemd bird2 frr podman containerd runc iptables busybox-static
+	hack/need.sh $(TEST_PACKAGES)
 	hack/cargo.sh test --workspace
 
 # Long runs at full count.
 soak:
-	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace systemd bird2 frr podman containerd runc iptables busybox-static
+	hack/need.sh $(TEST_PACKAGES)
 	WEFT_SOAK=1 hack/cargo.sh test --workspace
 
 # What a pod costs, beside the reference plugins. BENCH="--full --write docs/performance.md"

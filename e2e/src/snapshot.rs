@@ -64,9 +64,11 @@ const SYSCTLS: &str =
 const DIRECTORIES: [&str; 5] = ["/run/weft", "/run/netns", "/var/lib/cni", "/etc/weft", "/etc/cni"];
 
 /// Keys whose values change by themselves, or tell the order of things made since gone.
-const VOLATILE: [&str; 15] = [
+const VOLATILE: [&str; 17] = [
     // Set by the kernel some time after the flags, which tell the same (net/core/link_watch.c).
     "operstate",
+    "gc_timer",
+    "forward_delay_timer",
     "handle",
     "ifindex",
     "metainfo",

@@ -121,6 +121,13 @@ pub(super) fn is_ours(content: &[u8]) -> bool {
     whole.is_some_and(|whole| names(&Object::root(&whole), &["veth", "routing"]))
 }
 
+/// The files of runtimes' own directory that are ours, as far as they can be read.
+pub(super) fn ours() -> Vec<PathBuf> {
+    let mut files = files(Path::new(DIRECTORY)).unwrap_or_default();
+    files.retain(|file| fs::read(file).is_ok_and(|content| is_ours(&content)));
+    files
+}
+
 /// Fails on what weft could not use, or would not know for its own later.
 pub(super) fn validate(content: &[u8], file: &Path) -> Result<()> {
     let whole = serde_json::from_slice(content).context("is not JSON")?;

@@ -32,7 +32,9 @@ const CHANGES: u8 = 2;
 
 /// Serves the command line.
 pub(crate) fn run() -> ExitCode {
-    let outcome = Arguments::parse(std::env::args().skip(1)).and_then(|arguments| act(&arguments));
+    // A word that is not UTF-8 is refused like any other that means nothing.
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let outcome = Arguments::parse(words).and_then(|arguments| act(&arguments));
     outcome.unwrap_or_else(|error| {
         eprintln!("weft: {error:#}");
         ExitCode::FAILURE
