@@ -4,6 +4,7 @@ mod chains;
 mod client;
 mod install;
 mod lesson;
+mod quick_start;
 mod upgrade;
 
 use anyhow::Result;
