@@ -6,6 +6,7 @@
 #
 # musl starts in less than half the time of static glibc, so it is taken where
 # rustup has the target or can add it; the build never fails for want of it.
+# WEFT_LIBC=glibc takes glibc all the same.
 set -eu
 package=${1:-weft} binary=${2:-weft}
 cd "$(dirname "$0")/.."
@@ -22,7 +23,9 @@ add_musl() {
 	command -v rustup >/dev/null && timeout 120 rustup target add "$musl" >&2
 }
 
-if has_musl || { add_musl && has_musl; }; then
+if [ "${WEFT_LIBC:-}" = glibc ]; then
+	target=$glibc
+elif has_musl || { add_musl && has_musl; }; then
 	target=$musl
 else
 	echo "no musl target to be had: linking glibc statically" >&2

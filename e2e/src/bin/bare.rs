@@ -6,7 +6,7 @@
 //! host end's name as CNI_CONTAINERID; CNI_ARGS holds the pod's addresses:
 //! `IP4=10.0.0.2;IP6=fd00::2`.
 //!
-//! `bare measure PROGRAM` runs a program and writes the peak resident set (bytes)
+//! `bare measure PROGRAM [ARGUMENT...]` runs a program and writes the peak resident set (bytes)
 //! of it and of its children to the file that USAGE names. That needs a small
 //! process: what a program is started from counts as its own until it is executed
 //! (`exec_mmap` in the kernel's fs/exec.c).
@@ -48,7 +48,9 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let mut words = std::env::args_os().skip(1);
     if words.next().is_some_and(|word| word == "measure") {
-        return measure(Command::new(words.next().context("measure what?")?));
+        let mut program = Command::new(words.next().context("measure what?")?);
+        program.args(words);
+        return measure(program);
     }
     match var("CNI_COMMAND")?.as_str() {
         "ADD" => add(),

@@ -22,13 +22,13 @@ fn two_nodes() -> Result<Stage> {
     Ok(stage)
 }
 
-/// The names of files that an ADD of every plugin opens, by strace.
-fn opened(stage: &Stage) -> Result<String> {
-    let node = stage.node(HIT);
+/// What strace tells of an ADD of every plugin on a node, of the calls that `calls` names.
+pub(crate) fn traced(stage: &Stage, index: usize, calls: &str) -> Result<String> {
+    let node = stage.node(index);
     let bin = stage.bin.display();
     for plugin in ["veth", "routing"] {
         let script = format!(
-            "#!/bin/sh\nexec strace -f -qq -e trace=open,openat,openat2,execve -o /run/traced/{plugin}.$CNI_COMMAND {bin}/{plugin}\n"
+            "#!/bin/sh\nexec strace -f -qq -e trace={calls} -o /run/traced/{plugin}.$CNI_COMMAND {bin}/{plugin}\n"
         );
         node.write_file(&format!("/run/traced/{plugin}"), script)?;
         node.sh(&format!("chmod +x /run/traced/{plugin}"))?;
@@ -41,6 +41,11 @@ fn opened(stage: &Stage) -> Result<String> {
     pod.delete()?;
     let (veth, routing) = ("/run/traced/veth.ADD", "/run/traced/routing.ADD");
     Ok(format!("{}{}", node.read_file(veth)?, node.read_file(routing)?))
+}
+
+/// The names of files that an ADD of every plugin opens.
+fn opened(stage: &Stage) -> Result<String> {
+    traced(stage, HIT, "open,openat,openat2,execve")
 }
 
 #[test]

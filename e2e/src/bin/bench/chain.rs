@@ -1,14 +1,15 @@
 //! The chains that are compared, and the nodes that they run on.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use e2e::Topology;
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use super::pod::Pod;
+use super::run::Executables;
 
 /// MTU that every chain gives its pods: what is left of 1500 by VXLAN over IPv4.
 const MTU: u32 = 1450;
@@ -18,6 +19,8 @@ const MTU: u32 = 1450;
 pub(crate) enum Whose {
     /// weft's.
     Ours,
+    /// weft's, linked with glibc.
+    OursGlibc,
     /// The reference plugins.
     Reference,
     /// The baseline.
@@ -43,7 +46,7 @@ pub(crate) struct Subnets {
 }
 
 /// Every chain, in the order of the tables.
-pub(crate) const ALL: [Chain; 7] = [
+pub(crate) const ALL: [Chain; 8] = [
     Chain {
         name: "bare",
         about: "one process that makes veth's kernel calls and nothing else",
@@ -85,6 +88,12 @@ pub(crate) const ALL: [Chain; 7] = [
         about: "bridge + host-local + portmap with one host port, as flannel writes it",
         whose: Whose::Reference,
         plugins: |subnets| vec![bridge(subnets), portmap()],
+    },
+    Chain {
+        name: "weft glibc",
+        about: "as weft, linked statically with glibc instead of musl",
+        whose: Whose::OursGlibc,
+        plugins: |_| vec![weft_veth(), json!({"type": "routing", "routingMode": "tunnel"})],
     },
 ];
 
@@ -166,13 +175,14 @@ impl Chain {
     }
 
     /// Where its executables are.
-    pub(crate) fn dir(&self, ours: &Path, bare: &Path, reference: &Path) -> PathBuf {
-        match self.whose {
-            Whose::Ours => ours,
-            Whose::Bare => bare,
-            Whose::Reference => reference,
-        }
-        .to_owned()
+    pub(crate) fn dir(&self, executables: &Executables) -> Result<PathBuf> {
+        let dir = match self.whose {
+            Whose::Ours => Some(executables.ours.as_path()),
+            Whose::OursGlibc => executables.ours_glibc.as_deref(),
+            Whose::Bare => executables.bare.parent(),
+            Whose::Reference => Some(executables.reference.as_path()),
+        };
+        Ok(dir.with_context(|| format!("nothing was built for {}", self.name))?.to_owned())
     }
 }
 

@@ -1,10 +1,13 @@
 //! `bench`: what a pod costs, measured beside the reference plugins and beside the
 //! kernel's own share. See docs/performance.md.
 
+mod batch;
 mod chain;
 mod datapath;
 mod leases;
 mod machine;
+mod maps;
+mod peers;
 mod plot;
 mod pod;
 mod report;
@@ -25,39 +28,65 @@ bench - what a pod costs: ADD, CHECK, DEL of plugin chains that take turns
 
 usage: bench [OPTIONS] [PART...]
 
-parts (all, if none is named):
+parts (all of these, if none is named):
   adds       one pod after the other, 3 nodes
   dual       the same with IPv4 and IPv6
   pods       the same with 250 other pods there
   nodes      the same with 5,000 nodes in the map
   parallel   100 pods, 10 at once
-  leases     host-local alone, 20 to 60,000 leases; only if named, and alone
-  datapath   traffic from pod to pod, beside flannel's layout; only if named, and alone
-  variants   the tunnel's data path with one setting changed at a time; likewise
+  peers      syncs, and ADDs of weft, with 10 to 10,000 peers
+and only if named:
+  libc       as `adds`, weft linked with musl and with glibc
+  datapath   traffic from pod to pod, beside flannel's layout
+  variants   the tunnel's data path with one setting changed at a time
+  leases     host-local alone, 20 to 60,000 leases
 
 options:
   --count N          pods of each chain in `adds` (default 20); a quarter in the others
-  --full             200 pods in every part, and all chains in every part
+  --full             200 pods of each chain in `adds`, 40 in the others, and all chains
   --only A,B         these chains alone: bare, 'weft veth', weft, ptp, 'ptp masq',
                      'ptp masq port', flannel
   --pods N           pods that are there in `pods` (default 250)
   --nodes N          nodes in `nodes` (default 5000)
+  --peers A,B        numbers of peers in `peers` (default 10,100,1000,5000,10000)
   --rounds N         rounds of `datapath` and `variants` (default 5)
   --reference DIR    where the reference plugins are (default /usr/lib/cni)
   --svg FILE         where to plot the run (default target/bench/performance.svg)
-  --write FILE       rewrite the run in FILE (docs/performance.md, the plot beside it;
-                     for `leases` docs/host-local.md)
+  --write FILE       rewrite what was run in FILE (docs/performance.md; for leases alone
+                     docs/host-local.md), the plot beside
+                     it: those of chains (adds to parallel, libc) together, each other
+                     part by itself
 
 The plugins are built and installed in target/bench. Needs root, or a machine that
 allows user namespaces; everything happens in network namespaces that end with it.
 ";
 
-/// What stands before and after the tables in the file that `--write` names.
-type Marks = [&'static str; 2];
-const PODS: Marks =
-    ["<!-- the run: written by `make bench`, see above -->\n", "<!-- the end of the run -->\n"];
-const LEASES: Marks =
-    ["<!-- the run of `bench leases` -->\n", "<!-- the end of the run of `bench leases` -->\n"];
+/// Tables that are written to a place of their own in the file that `--write` names.
+struct Section {
+    name: &'static str,
+    text: String,
+}
+
+impl Section {
+    /// What stands before it in the file.
+    fn begin(&self) -> String {
+        format!("<!-- {}: written by `make bench`, see above -->\n", self.name)
+    }
+
+    /// What stands after it.
+    fn end(&self) -> String {
+        format!("<!-- the end of {} -->\n", self.name)
+    }
+}
+
+/// The part that measures syncs.
+const PEERS: &str = "peers";
+/// The parts that are made on request alone.
+const LIBC: &str = "libc";
+const DATAPATH: &str = "datapath";
+const VARIANTS: &str = "variants";
+const LEASES: &str = "leases";
+const BY_NAME: [&str; 4] = [LIBC, DATAPATH, VARIANTS, LEASES];
 
 /// What was asked for.
 struct Options {
@@ -67,6 +96,7 @@ struct Options {
     only: Option<Vec<String>>,
     pods: usize,
     nodes: usize,
+    peers: Vec<usize>,
     rounds: usize,
     reference: PathBuf,
     svg: PathBuf,
@@ -102,6 +132,7 @@ impl Options {
             only: None,
             pods: 250,
             nodes: 5000,
+            peers: vec![10, 100, 1_000, 5_000, 10_000],
             rounds: 5,
             reference: "/usr/lib/cni".into(),
             svg: "target/bench/performance.svg".into(),
@@ -119,6 +150,10 @@ impl Options {
                 "--pods" => options.pods = value()?.parse().context("--pods")?,
                 "--nodes" => options.nodes = value()?.parse().context("--nodes")?,
                 "--rounds" => options.rounds = value()?.parse().context("--rounds")?,
+                "--peers" => {
+                    let numbers = value()?.split(',').map(str::parse).collect::<Result<_, _>>();
+                    options.peers = numbers.context("--peers")?;
+                }
                 "--reference" => options.reference = value()?.into(),
                 "--svg" => options.svg = value()?.into(),
                 "--write" => options.write = Some(value()?.into()),
@@ -129,7 +164,7 @@ impl Options {
         Ok(options)
     }
 
-    /// The parts asked for.
+    /// The parts that run chains, as far as asked for.
     fn parts(&self) -> Result<Vec<Circumstances>> {
         let adds = Circumstances { part: "adds", dual: false, nodes: 3, present: 0, width: 1 };
         let all = [
@@ -138,24 +173,34 @@ impl Options {
             Circumstances { part: "pods", present: self.pods, ..adds },
             Circumstances { part: "nodes", nodes: self.nodes, ..adds },
             Circumstances { part: "parallel", width: 10, ..adds },
+            Circumstances { part: LIBC, ..adds },
         ];
         for part in &self.parts {
-            ensure!(all.iter().any(|at| at.part == part), "unknown part {part}");
+            let known = part == PEERS || BY_NAME.contains(&part.as_str());
+            ensure!(known || all.iter().any(|at| at.part == part), "unknown part {part}");
         }
-        let wanted = |at: &Circumstances| {
-            self.parts.is_empty() || self.parts.iter().any(|part| part == at.part)
-        };
-        Ok(all.into_iter().filter(wanted).collect())
+        Ok(all.into_iter().filter(|at| self.wants(at.part)).collect())
+    }
+
+    fn wants(&self, part: &str) -> bool {
+        self.parts.iter().any(|named| named == part)
+            || self.parts.is_empty() && !BY_NAME.contains(&part)
     }
 
     /// The chains of a part. Slow ones of which nothing new is to be learned are left
     /// out where the run is not full.
     fn chains(&self, at: Circumstances) -> Vec<Chain> {
+        let of_part = |chain: &Chain| match at.part {
+            LIBC => ["bare", "weft", "weft glibc"].contains(&chain.name),
+            _ if chain.name == "weft glibc" => false,
+            "pods" | "nodes" if !self.full => {
+                ["bare", "weft veth", "weft", "ptp"].contains(&chain.name)
+            }
+            _ => true,
+        };
         let wanted = |chain: &Chain| {
             self.only.as_ref().is_none_or(|only| only.iter().any(|name| name == chain.name))
-                && (self.full
-                    || !matches!(at.part, "pods" | "nodes")
-                    || ["bare", "weft veth", "weft", "ptp"].contains(&chain.name))
+                && of_part(chain)
         };
         chain::ALL.into_iter().filter(wanted).collect()
     }
@@ -164,8 +209,9 @@ impl Options {
     fn count(&self, at: Circumstances) -> usize {
         match at.part {
             "parallel" => 100,
-            _ if self.full => 200,
-            "adds" => self.count,
+            "adds" | LIBC if self.full => 200,
+            _ if self.full => 40,
+            "adds" | LIBC => self.count,
             _ => (self.count / 4).max(1),
         }
     }
@@ -173,81 +219,105 @@ impl Options {
 
 fn bench(options: Options) -> Result<()> {
     let machine = machine::describe();
-    if options.parts == ["leases"] {
-        let executables = build(&options.reference)?;
-        let table = leases::run(&executables.ours, &executables.reference)?;
-        let text =
-            format!("{machine}. Reference plugin: {}.\n{table}", machine::reference_version());
-        println!("{text}");
-        return options.write.map_or(Ok(()), |file| rewrite(&file, LEASES, &text));
-    }
-    if let [part @ ("datapath" | "variants")] =
-        &options.parts.iter().map(String::as_str).collect::<Vec<_>>()[..]
-    {
-        println!("{machine}.\n{}", datapath::run(*part == "variants", options.rounds)?);
-        return Ok(());
-    }
     let parts = options.parts()?;
-    let executables = build(&options.reference)?;
+    let executables = build(&options)?;
+    let mut sections = Vec::new();
+    let mut add = |name, text| sections.push(Section { name, text });
+    if !parts.is_empty() {
+        add("chains", chains(&options, &parts, &executables, &machine)?);
+    }
+    if options.wants(PEERS) {
+        let (table, targets) = peers::run(&options.peers, options.full, &executables)?;
+        add(PEERS, format!("{machine}.\n{table}{}", report::held_to(&targets)));
+    }
+    for (name, variants) in [(DATAPATH, false), (VARIANTS, true)] {
+        if options.wants(name) {
+            add(name, format!("{machine}.\n\n{}", datapath::run(variants, options.rounds)?));
+        }
+    }
+    if options.wants(LEASES) {
+        let table = leases::run(&executables.ours, &executables.reference)?;
+        let version = machine::reference_version();
+        add(LEASES, format!("{machine}. Reference plugins: {version}.\n{table}"));
+    }
+    for section in &sections {
+        println!("{}", section.text);
+        if let Some(file) = &options.write {
+            rewrite(file, section)?;
+        }
+    }
+    Ok(())
+}
+
+/// The tables of the parts that run chains, and their plot.
+fn chains(
+    options: &Options,
+    parts: &[Circumstances],
+    executables: &Executables,
+    machine: &str,
+) -> Result<String> {
     let mut results = Results::default();
-    for at in &parts {
+    for at in parts {
         let (chains, count) = (options.chains(*at), options.count(*at));
         eprintln!("{}: {count} pods of each chain", report::heading(*at));
-        run::run(*at, &chains, count, &executables, &mut results)?;
+        run::run(*at, &chains, count, executables, &mut results)?;
     }
-    let installed = report::disk_usage(&executables.ours)?;
-    let head = format!(
-        "{machine}. Reference plugins: {} {}.\n",
-        options.reference.display(),
-        machine::reference_version()
-    );
-    let text = format!("{head}\n{}{}", legend(), report::tables(&results, &parts, installed));
-    println!("{text}");
     let svg = match &options.write {
         Some(file) => file.with_extension("svg"),
         None => options.svg.clone(),
     };
-    std::fs::write(&svg, plot::svg(&results, &parts, &machine))
+    std::fs::write(&svg, plot::svg(&results, parts, machine))
         .with_context(|| svg.display().to_string())?;
     eprintln!("plot: {}", svg.display());
-    match &options.write {
-        Some(file) => {
-            rewrite(file, PODS, &format!("{text}\n![What a pod costs]({})\n", name_of(&svg)))
-        }
-        None => Ok(()),
-    }
+    let name = svg.file_name().unwrap_or_default().to_string_lossy();
+    Ok(format!(
+        "{machine}. Reference plugins: {} {}.\n\n{}{}\n![What a pod costs]({name})\n",
+        options.reference.display(),
+        machine::reference_version(),
+        legend(&results),
+        report::tables(&results, parts, report::disk_usage(&executables.ours)?),
+    ))
 }
 
-fn name_of(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-fn legend() -> String {
+fn legend(results: &Results) -> String {
+    let measured = |chain: &Chain| results.samples.iter().any(|s| s.chain == chain.name);
     let line = |chain: Chain| format!("- {}: {}\n", chain.name, chain.about);
-    chain::ALL.into_iter().map(line).collect()
+    chain::ALL.into_iter().filter(measured).map(line).collect()
 }
 
 /// Builds and installs what is measured, static as in a release.
-fn build(reference: &Path) -> Result<Executables> {
+fn build(options: &Options) -> Result<Executables> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace")?;
-    let ours = root.join("target/bench/bin");
-    let script = |words: &[&str]| -> Result<String> {
+    let script = |words: &[&str], libc: &str| -> Result<String> {
         let mut command = Command::new(root.join(words[0]));
-        let output = command.args(&words[1..]).stderr(Stdio::inherit()).output()?;
+        command.args(&words[1..]).env("WEFT_LIBC", libc);
+        let output = command.stderr(Stdio::inherit()).output()?;
         ensure!(output.status.success(), "{words:?} failed");
         Ok(String::from_utf8(output.stdout)?)
     };
-    script(&["hack/install.sh", &ours.to_string_lossy()])?;
-    let bare = root.join(script(&["hack/build.sh", "e2e", "bare"])?.trim());
-    Ok(Executables { ours, reference: reference.to_owned(), bare })
+    let install = |dir: &str, libc: &str| -> Result<PathBuf> {
+        let dir = root.join("target/bench").join(dir);
+        script(&["hack/install.sh", &dir.to_string_lossy()], libc)?;
+        Ok(dir)
+    };
+    // By name alone: it takes a build of its own.
+    let glibc = options.parts.iter().any(|part| part == LIBC);
+    Ok(Executables {
+        ours: install("bin", "")?,
+        ours_glibc: glibc.then(|| install("bin-glibc", "glibc")).transpose()?,
+        reference: options.reference.clone(),
+        bare: root.join(script(&["hack/build.sh", "e2e", "bare"], "")?.trim()),
+    })
 }
 
-/// Replaces what stands between the marks of `file`.
-fn rewrite(file: &Path, [begin, end]: Marks, text: &str) -> Result<()> {
+/// Replaces what stands between the marks of `section` in `file`.
+fn rewrite(file: &Path, section: &Section) -> Result<()> {
     let old = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let (begin, end) = (section.begin(), section.end());
     let marks =
-        old.split_once(begin).and_then(|(head, rest)| Some((head, rest.split_once(end)?.1)));
-    let (head, tail) = marks.with_context(|| format!("{}: no marks", file.display()))?;
-    std::fs::write(file, format!("{head}{begin}{text}{end}{tail}"))?;
+        old.split_once(&begin).and_then(|(head, rest)| Some((head, rest.split_once(&end)?.1)));
+    let missing = || format!("{}: no marks of {}", file.display(), section.name);
+    let (head, tail) = marks.with_context(missing)?;
+    std::fs::write(file, format!("{head}{begin}{}{end}{tail}", section.text))?;
     Ok(())
 }

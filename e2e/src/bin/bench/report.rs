@@ -9,6 +9,41 @@ use super::chain::{self, Chain};
 use super::run::{Circumstances, Results};
 use super::stats::{Summary, by_plugin, summary};
 
+/// A figure that the project holds itself to.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    what: String,
+    value: f64,
+    limit: Limit,
+}
+
+/// What a figure may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Limit {
+    Most(f64),
+    Least(f64),
+}
+
+impl Target {
+    pub(crate) fn new(what: &str, value: f64, limit: Limit) -> Self {
+        Self { what: what.to_owned(), value, limit }
+    }
+}
+
+/// The figures that the project holds itself to, and whether they hold.
+pub(crate) fn held_to(targets: &[Target]) -> String {
+    let mut text = String::from("\n**Held to**\n\n| | measured | limit | |\n|---|--:|--:|---|\n");
+    for Target { what, value, limit } in targets {
+        let (holds, limit) = match limit {
+            Limit::Most(most) => (value <= most, format!("at most {most:.2}")),
+            Limit::Least(least) => (value >= least, format!("at least {least:.2}")),
+        };
+        let verdict = if holds { "holds" } else { "does not hold" };
+        line(&mut text, format!("| {what} | {value:.2} | {limit} | {verdict} |"));
+    }
+    text
+}
+
 /// All tables.
 pub(crate) fn tables(results: &Results, parts: &[Circumstances], installed: u64) -> String {
     let mut text = String::new();
@@ -18,7 +53,7 @@ pub(crate) fn tables(results: &Results, parts: &[Circumstances], installed: u64)
     text.push_str(&bursts(results, parts));
     text.push_str(&plugins(results));
     text.push_str(&peaks(results, installed));
-    text.push_str(&targets(results, installed));
+    text.push_str(&held_to(&targets(results, installed)));
     text
 }
 
@@ -126,7 +161,7 @@ fn peaks(results: &Results, installed: u64) -> String {
 }
 
 /// The ratios that the project holds itself to, where the run measured both sides.
-fn targets(results: &Results, installed: u64) -> String {
+fn targets(results: &Results, installed: u64) -> Vec<Target> {
     let median = |part: &str, chain: &str, verb: &str| {
         summary(&results.samples, part, chain, verb).map(|summary| summary.median)
     };
@@ -149,18 +184,13 @@ fn targets(results: &Results, installed: u64) -> String {
         ("peak memory, MiB, 3 nodes", largest("adds"), 6.0),
         ("installed, MB", Some(installed as f64 / 1e6), 4.0),
     ];
-    let least = ("ADD throughput, weft / ptp masq", try_ratio(rate("weft"), rate("ptp masq")), 5.0);
-    let mut text = String::from("\n**Held to**\n\n| | measured | limit | |\n|---|--:|--:|---|\n");
-    for (what, value, limit) in most {
-        let Some(value) = value else { continue };
-        let held = if value <= limit { "holds" } else { "does not hold" };
-        line(&mut text, format!("| {what} | {value:.2} | at most {limit:.2} | {held} |"));
-    }
-    if let (what, Some(value), limit) = least {
-        let held = if value >= limit { "holds" } else { "does not hold" };
-        line(&mut text, format!("| {what} | {value:.1} | at least {limit:.0} | {held} |"));
-    }
-    text
+    let most = most
+        .into_iter()
+        .filter_map(|(what, value, limit)| Some(Target::new(what, value?, Limit::Most(limit))));
+    let throughput = try_ratio(rate("weft"), rate("ptp masq"));
+    let least = throughput
+        .map(|ratio| Target::new("ADD throughput, weft / ptp masq", ratio, Limit::Least(5.0)));
+    most.chain(least).collect()
 }
 
 fn try_ratio(a: Option<f64>, b: Option<f64>) -> Option<f64> {

@@ -80,6 +80,8 @@ pub(crate) struct Results {
 #[derive(Clone, Debug)]
 pub(crate) struct Executables {
     pub(crate) ours: PathBuf,
+    /// The same, linked with glibc; where a part asks for it.
+    pub(crate) ours_glibc: Option<PathBuf>,
     pub(crate) reference: PathBuf,
     /// The baseline, and the directory that it is in.
     pub(crate) bare: PathBuf,
@@ -87,14 +89,14 @@ pub(crate) struct Executables {
 
 /// A node map younger than a second counts as changed (its time stamp proves
 /// nothing), so that every ADD would compare all of it.
-const MAP_SETTLES: Duration = Duration::from_millis(1100);
+pub(crate) const MAP_SETTLES: Duration = Duration::from_millis(1100);
 /// Runs of a plugin whose memory is looked at.
 const MEMORY_RUNS: usize = 3;
 /// Threads that make the pods that are there all the time.
 const FILL_WIDTH: usize = 4;
 
 /// A worker process on its chain's node.
-struct Runtime {
+pub(crate) struct Runtime {
     chain: Chain,
     _process: Running,
     stdin: ChildStdin,
@@ -147,15 +149,19 @@ pub(crate) fn run(
 }
 
 impl Runtime {
-    fn start(node: &Node, chain: Chain, dual: bool, executables: &Executables) -> Result<Self> {
-        let Executables { ours, reference, bare } = executables;
+    /// Starts it on `node`.
+    pub(crate) fn start(
+        node: &Node,
+        chain: Chain,
+        dual: bool,
+        executables: &Executables,
+    ) -> Result<Self> {
         let own = std::env::current_exe()?;
         let mut process = node.spawn(&[own.as_os_str(), "worker".as_ref()])?;
         let mut stdin = process.stdin()?;
         let stdout = BufReader::new(process.stdout()?);
-        let bare_dir = bare.parent().context("the baseline has no directory")?;
         let setup = json!({
-            "plugins": chain.plugins(dual), "dir": chain.dir(ours, bare_dir, reference), "bare": bare,
+            "plugins": chain.plugins(dual), "dir": chain.dir(executables)?, "bare": executables.bare,
         });
         writeln!(stdin, "{setup}")?;
         Ok(Self { chain, _process: process, stdin, stdout })
@@ -163,7 +169,17 @@ impl Runtime {
 
     fn ask(&mut self, verb: &str, pods: &[Pod], width: usize, memory: bool) -> Result<Value> {
         let pods: Vec<Value> = pods.iter().map(Pod::to_json).collect();
-        let request = json!({"verb": verb, "pods": pods, "width": width, "memory": memory});
+        self.request(&json!({"verb": verb, "pods": pods, "width": width, "memory": memory}))
+    }
+
+    /// A verb for one pod: each plugin and how long its process lived, milliseconds.
+    pub(crate) fn verb(&mut self, verb: &str, pod: &Pod) -> Result<Vec<(String, f64)>> {
+        let answer = self.ask(verb, std::slice::from_ref(pod), 1, false)?;
+        Ok(plugins(&answer["pods"][0]))
+    }
+
+    /// What the worker answers to `request`.
+    pub(crate) fn request(&mut self, request: &Value) -> Result<Value> {
         writeln!(self.stdin, "{request}")?;
         let mut line = String::new();
         self.stdout.read_line(&mut line)?;
@@ -176,7 +192,11 @@ impl Runtime {
     }
 
     fn verbs(&self) -> &'static [&'static str] {
-        if self.chain.whose == Whose::Ours { &["ADD", "CHECK", "DEL"] } else { &["ADD", "DEL"] }
+        if matches!(self.chain.whose, Whose::Ours | Whose::OursGlibc) {
+            &["ADD", "CHECK", "DEL"]
+        } else {
+            &["ADD", "DEL"]
+        }
     }
 
     /// A pod's life.
@@ -237,17 +257,18 @@ fn samples(
 ) -> Vec<Sample> {
     let pods = answer["pods"].as_array().map(Vec::as_slice).unwrap_or_default();
     let cpu = milliseconds(&answer["cpu"]) / pods.len().max(1) as f64;
-    let plugins = |runs: &Value| {
-        let runs = runs.as_array().into_iter().flatten();
-        let run = |run: &Value| {
-            (run["plugin"].as_str().unwrap_or_default().to_owned(), milliseconds(&run["wall"]))
-        };
-        runs.map(run).collect()
-    };
     pods.iter().map(|pod| Sample { part, chain, verb, plugins: plugins(pod), cpu }).collect()
 }
 
+/// The plugins of a run, and how long each took, milliseconds.
+fn plugins(runs: &Value) -> Vec<(String, f64)> {
+    let run = |run: &Value| {
+        (run["plugin"].as_str().unwrap_or_default().to_owned(), milliseconds(&run["wall"]))
+    };
+    runs.as_array().into_iter().flatten().map(run).collect()
+}
+
 /// Microseconds as milliseconds.
-fn milliseconds(value: &Value) -> f64 {
+pub(crate) fn milliseconds(value: &Value) -> f64 {
     value.as_f64().unwrap_or_default() / 1000.0
 }

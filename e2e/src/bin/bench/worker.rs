@@ -18,6 +18,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use serde_json::{Value, json};
 
+use super::batch;
 use super::pod::Pod;
 
 /// What a worker keeps between requests.
@@ -56,6 +57,11 @@ pub(crate) fn run() -> Result<()> {
 impl Worker {
     fn serve(&self, request: &Value) -> Result<Value> {
         let verb = request["verb"].as_str().context("verb")?;
+        match verb {
+            "COMMAND" => return self.command(request),
+            "BATCH" => return bare_batch(request),
+            _ => {}
+        }
         let measured = request["memory"] == true;
         let width = request["width"].as_u64().unwrap_or(1) as usize;
         let pods = request["pods"].as_array().context("pods")?;
@@ -69,6 +75,32 @@ impl Worker {
         let wall = start.elapsed();
         let cpu = children_cpu()? - cpu;
         Ok(json!({"wall": wall.as_micros() as u64, "cpu": cpu, "pods": runs}))
+    }
+
+    /// A run of the `weft` command: its words, and whether to look at its memory.
+    fn command(&self, request: &Value) -> Result<Value> {
+        let words = request["words"].as_array().context("words")?;
+        let words: Vec<&str> = words.iter().filter_map(Value::as_str).collect();
+        let usage = "/run/usage-command";
+        let measured = request["memory"] == true;
+        let mut command = self.wrapped(&self.dir.join("weft"), measured.then_some(usage));
+        let cpu = children_cpu()?;
+        let start = Instant::now();
+        let output = command.args(&words).output()?;
+        let wall = start.elapsed().as_micros() as u64;
+        let cpu = children_cpu()? - cpu;
+        ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let peak = if measured { fs::read_to_string(usage)?.parse()? } else { 0 };
+        Ok(json!({"wall": wall, "cpu": cpu, "peak": peak}))
+    }
+
+    /// A command; where its memory is looked at, within the wrapper, which writes it to the
+    /// file `usage`.
+    fn wrapped(&self, executable: &Path, usage: Option<&str>) -> Command {
+        let Some(usage) = usage else { return Command::new(executable) };
+        let mut command = Command::new(&self.bare);
+        command.arg("measure").arg(executable).env("USAGE", usage);
+        command
     }
 
     /// The verb for each pod, `width` at a time; in the pods' order.
@@ -131,12 +163,8 @@ impl Worker {
         measured: bool,
     ) -> Result<Run> {
         let executable = self.dir.join(kind);
-        let mut command = Command::new(&executable);
         let usage = format!("/run/usage-{}", pod.id);
-        if measured {
-            command = Command::new(&self.bare);
-            command.arg("measure").arg(&executable).env("USAGE", &usage);
-        }
+        let mut command = self.wrapped(&executable, measured.then_some(&usage));
         command
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", &pod.id)
@@ -161,6 +189,14 @@ impl Worker {
         let peak = if measured { fs::read_to_string(&usage)?.parse()? } else { 0 };
         Ok(Run { wall, peak, stdout })
     }
+}
+
+/// The kernel's share of a first sync.
+fn bare_batch(request: &Value) -> Result<Value> {
+    let device = request["device"].as_str().context("device")?;
+    let peers = request["peers"].as_u64().context("peers")? as usize;
+    let took = batch::run(device, peers, request["dual"] == true)?;
+    Ok(json!({"wall": took.as_micros() as u64}))
 }
 
 /// What a plugin's process was.
