@@ -3,14 +3,14 @@
 # What the tests run beside weft.
 TEST_PACKAGES = iproute2 nftables iptables tcpdump iputils-ping iperf3 jq strace systemd bird2 frr \
 	containernetworking-plugins containerd runc podman busybox-static \
-	golang-go golang-github-appc-cni-dev binutils
+	golang-go golang-github-appc-cni-dev binutils shellcheck python3-venv
 
 DESTDIR =
 BINDIR = /opt/cni/bin
 # For `weft install`, such as --replace-foreign.
 INSTALLFLAGS =
 
-.PHONY: all install demo test soak bench check clean
+.PHONY: all install demo test soak bench check lint clean
 
 all:
 	hack/build.sh
@@ -27,11 +27,13 @@ demo:
 
 test:
 	hack/need.sh $(TEST_PACKAGES)
+	hack/lint.sh tools
 	hack/cargo.sh test --workspace
 
 # Long runs at full count.
 soak:
 	hack/need.sh $(TEST_PACKAGES)
+	hack/lint.sh tools
 	WEFT_SOAK=1 hack/cargo.sh test --workspace
 
 # What a pod costs, beside the reference plugins. BENCH="--full --write docs/performance.md"
@@ -43,6 +45,11 @@ bench:
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+
+# Shell scripts, workflows and manifests; make test does the same.
+lint:
+	hack/need.sh shellcheck python3-venv
+	hack/lint.sh
 
 clean:
 	cargo clean
