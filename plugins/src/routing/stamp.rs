@@ -392,7 +392,8 @@ fn link_hash(link: &Link) -> String {
     hash(&(link.index, &link.name, link.mtu))
 }
 
-fn netns() -> Result<String, Error> {
+/// The network namespace, by device and inode.
+pub(super) fn netns() -> Result<String, Error> {
     let (device, inode) =
         Netns::current().and_then(|netns| netns.identity()).map_err(crate::failure::refused)?;
     Ok(format!("{device}:{inode}"))

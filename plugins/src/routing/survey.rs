@@ -92,7 +92,7 @@ pub(crate) fn survey(config: &Config, host: &mut Rtnetlink) -> Result<Survey, Er
         tables: firewall::present(&firewall::tables(config, map, own_node, &wanted.held))?,
         underlay: (underlay.name, underlay.mtu),
         pod_mtu: wanted.pod_mtu,
-        notes: wanted.notes,
+        notes: [wanted.notes, wanted.shadowed].concat(),
         loaded,
         own,
         by,
