@@ -1,7 +1,14 @@
 # Targets install what they lack themselves (Debian and Ubuntu; see hack/need.sh).
 
+# What the tests run beside weft.
+TEST_PACKAGES = iproute2 nftables iptables tcpdump iputils-ping iperf3 jq strace systemd bird2 frr \
+	containernetworking-plugins containerd runc podman busybox-static \
+	golang-go golang-github-appc-cni-dev binutils
+
 DESTDIR =
 BINDIR = /opt/cni/bin
+# For `weft install`, such as --replace-foreign.
+INSTALLFLAGS =
 
 .PHONY: all install demo test soak bench check clean
 
@@ -10,7 +17,7 @@ all:
 
 # The executable under each of its names; nothing else.
 install:
-	hack/install.sh "$(DESTDIR)$(BINDIR)"
+	hack/install.sh "$(DESTDIR)$(BINDIR)" $(INSTALLFLAGS)
 
 # The lesson on this machine: nodes, router and pods in namespaces.
 # STEP=n shows one step.
@@ -19,18 +26,18 @@ demo:
 	hack/cargo.sh run --quiet --package e2e --bin lab -- demo $(STEP)
 
 test:
-	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace bird2 frr
+	hack/need.sh $(TEST_PACKAGES)
 	hack/cargo.sh test --workspace
 
 # Long runs at full count.
 soak:
-	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace bird2 frr
+	hack/need.sh $(TEST_PACKAGES)
 	WEFT_SOAK=1 hack/cargo.sh test --workspace
 
 # What a pod costs, beside the reference plugins. BENCH="--full --write docs/performance.md"
 # makes the run that the documentation holds; BENCH=help lists parts and options.
 bench:
-	hack/need.sh iproute2 iptables containernetworking-plugins
+	hack/need.sh iproute2 iptables containernetworking-plugins iperf3 ethtool
 	hack/cargo.sh run --quiet --release --package e2e --bin bench -- $(BENCH)
 
 check:

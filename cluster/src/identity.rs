@@ -1,12 +1,12 @@
 //! Whether the map's directory is still the one that was read, told without
 //! opening a file of it.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, Metadata};
 use std::io::ErrorKind;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
@@ -23,13 +23,19 @@ const YOUNG: Duration = Duration::from_secs(1);
 
 /// What a map directory looked like: its inode and modification time and, while
 /// there are at most 16 files, each one's name, inode, size, modification and
-/// change time, hashed. Written as 32 hexadecimal digits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity(u128);
+/// change time, hashed; and those names, by which it is looked at again without
+/// being listed. Written as 32 hexadecimal digits and the names, a slash before each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    hash: u128,
+    /// None where there are more than 16.
+    names: Vec<String>,
+}
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
+        write!(f, "{:032x}", self.hash)?;
+        self.names.iter().try_for_each(|name| write!(f, "/{name}"))
     }
 }
 
@@ -37,15 +43,28 @@ impl FromStr for Identity {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        let number = u128::from_str_radix(text, 16).ok().filter(|_| digits);
-        number.map(Self).ok_or_else(|| format!("{text:?} is not 32 hexadecimal digits"))
+        let mut parts = text.split('/');
+        let digits = parts.next().unwrap_or_default();
+        let all_digits = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+        let number = u128::from_str_radix(digits, 16).ok().filter(|_| all_digits);
+        let hash = number.ok_or_else(|| format!("{digits:?} is not 32 hexadecimal digits"))?;
+        Ok(Self { hash, names: parts.map(str::to_owned).collect() })
+    }
+}
+
+impl Identity {
+    /// Whether `dir` still looks like this at time `now`, and is not so young that it proves
+    /// nothing. As long as the directory itself is unchanged, so are the names in it.
+    pub fn holds(&self, dir: &Path, now: SystemTime) -> bool {
+        let hash = fs::metadata(dir).map(|directory| hash(dir, &directory, &self.names, now));
+        matches!(hash, Ok(Ok(Some(hash))) if hash == self.hash)
     }
 }
 
 /// The identity of map directory `dir` at time `now`; `None` where the directory
 /// or a file changed less than a second before or after `now`, or is just
-/// changing: then the same identity would not prove the same content.
+/// changing, or a file's name is no line of text: then the same identity would not
+/// prove the same content.
 ///
 /// Links are followed, as a mounted Kubernetes ConfigMap is made of them. In a
 /// directory of more than 16 files an edit in place goes unnoticed; replacing a
@@ -53,38 +72,50 @@ impl FromStr for Identity {
 pub fn identity(dir: &Path, now: SystemTime) -> Result<Option<Identity>, MapError> {
     let cannot = |error| MapError::unreadable(dir, &error);
     let directory = fs::metadata(dir).map_err(cannot)?;
-    let mut files = first_files(dir).map_err(cannot)?;
-    let mut hash = Fnv128::default();
-    hash.add_metadata(&directory);
-    if is_young(&directory, now) {
+    let names = first_files(dir).map_err(cannot)?;
+    let names = if names.len() > FILES { Vec::new() } else { names };
+    let text = |name: OsString| name.into_string().ok().filter(|name| !name.contains('\n'));
+    let Some(mut names) = names.into_iter().map(text).collect::<Option<Vec<_>>>() else {
+        return Ok(None);
+    };
+    names.sort_unstable();
+    Ok(hash(dir, &directory, &names, now)?.map(|hash| Identity { hash, names }))
+}
+
+fn hash(
+    dir: &Path,
+    directory: &Metadata,
+    names: &[String],
+    now: SystemTime,
+) -> Result<Option<u128>, MapError> {
+    if is_young(directory, now) {
         return Ok(None);
     }
-    if files.len() > FILES {
-        return Ok(Some(Identity(hash.finish())));
-    }
-    files.sort_unstable();
-    for file in &files {
-        let metadata = match fs::metadata(file) {
+    let mut hash = Fnv128::default();
+    hash.add_metadata(directory);
+    for name in names {
+        let file = dir.join(name);
+        let metadata = match fs::metadata(&file) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(MapError::unreadable(file, &error)),
+            Err(error) => return Err(MapError::unreadable(&file, &error)),
         };
         if is_young(&metadata, now) {
             return Ok(None);
         }
-        hash.add(file.as_os_str().as_bytes());
+        hash.add(name.as_bytes());
         hash.add_metadata(&metadata);
     }
-    Ok(Some(Identity(hash.finish())))
+    Ok(Some(hash.finish()))
 }
 
-/// The paths of the map files in `dir`, at most one more than are looked at.
-fn first_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+/// The names of the map files in `dir`, at most one more than are looked at.
+fn first_files(dir: &Path) -> std::io::Result<Vec<OsString>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if is_map_file(&entry.file_name()) {
-            files.push(entry.path());
+        let name = entry?.file_name();
+        if is_map_file(&name) {
+            files.push(name);
         }
         if files.len() > FILES {
             break;

@@ -13,13 +13,25 @@ use crate::shape::{Json, Lenient, LenientList, scalars, skip_list};
 /// The keys of a record, for messages.
 pub(crate) const KEYS: &str = "name, addresses, podCIDRs, tunnelAddress, vtepMAC";
 
-/// The key that an unknown one is most likely meant to be: one that differs in
-/// case or in a plural alone.
+/// The key that an unknown one is most likely meant to be: one that differs in case,
+/// in a plural, or in one slip of the hand.
 pub(crate) fn meant(unknown: &str) -> Option<&'static str> {
     let plain = |key: &str| {
         key.to_ascii_lowercase().trim_end_matches("es").trim_end_matches('s').to_owned()
     };
-    KEYS.split(", ").find(|key| *key != unknown && plain(key) == plain(unknown))
+    KEYS.split(", ").find(|key| *key != unknown && one_slip(&plain(key), &plain(unknown)))
+}
+
+/// Whether at most one letter is missing, too many or another, or two are swapped.
+fn one_slip(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let start = a.iter().zip(b).take_while(|(x, y)| x == y).count();
+    let (a, b) = (&a[start..], &b[start..]);
+    let end = a.iter().rev().zip(b.iter().rev()).take_while(|(x, y)| x == y).count();
+    match (&a[..a.len() - end], &b[..b.len() - end]) {
+        ([x, y], [v, w]) => (x, y) == (w, v),
+        (a, b) => a.len() <= 1 && b.len() <= 1,
+    }
 }
 
 /// One record of a document.

@@ -40,6 +40,9 @@ fn every_change_shows() {
         let now = dir.later();
         assert_eq!(now, dir.later());
         assert!(!seen.contains(&now), "{what}");
+        let minute = SystemTime::now() + Duration::from_secs(60);
+        assert!(now.holds(&dir.0, minute));
+        assert!(!seen.iter().any(|old: &Identity| old.holds(&dir.0, minute)), "{what}");
         seen.push(now);
     };
     dir.write("a.json", "one");
@@ -63,7 +66,9 @@ fn what_is_young_is_not_trusted() {
     let written = fs::metadata(dir.0.join("a.json")).unwrap().modified().unwrap();
     assert!(identity(&dir.0, written + Duration::from_millis(900)).unwrap().is_none());
     assert!(identity(&dir.0, written - Duration::from_millis(900)).unwrap().is_none());
-    assert!(identity(&dir.0, written + Duration::from_secs(2)).unwrap().is_some());
+    let known = identity(&dir.0, written + Duration::from_secs(2)).unwrap().unwrap();
+    assert!(known.holds(&dir.0, written + Duration::from_secs(2)));
+    assert!(!known.holds(&dir.0, written + Duration::from_millis(900)));
     // A clock that was set back since.
     assert!(identity(&dir.0, written - Duration::from_secs(3600)).unwrap().is_some());
 }
@@ -91,8 +96,21 @@ fn it_is_written_and_read() {
     let identity = dir.later();
     assert_eq!(identity.to_string().parse::<Identity>().unwrap(), identity);
     assert_eq!(identity.to_string().len(), 32);
+    dir.write("b c.json", "{}");
+    dir.write("a.json", "{}");
+    let identity = dir.later();
+    assert_eq!(identity.to_string().parse::<Identity>().unwrap(), identity);
+    assert!(identity.to_string().ends_with("/a.json/b c.json"));
     assert!("x".parse::<Identity>().is_err());
     assert!("+0000000000000000000000000000000".parse::<Identity>().is_err());
+}
+
+#[test]
+fn a_name_that_is_no_line_of_text_proves_nothing() {
+    let dir = Directory::new("names");
+    dir.write("a\nb.json", "{}");
+    let minute = SystemTime::now() + Duration::from_secs(60);
+    assert!(identity(&dir.0, minute).unwrap().is_none());
 }
 
 #[test]

@@ -247,6 +247,23 @@ fn a_mistyped_key_is_a_warning_or_quarantines_what_lacks_it() {
     assert!(map.problems[0].to_string().contains("did you mean podCIDRs?"), "{}", map.problems[0]);
     assert_eq!((map.quarantined.len(), map.incomplete.len()), (1, 0));
     assert!(map.quarantined[0].why.contains("podCIDRs is meant"), "{}", map.quarantined[0].why);
+    for (key, meant) in [
+        ("adresses", "addresses"),
+        ("adress", "addresses"),
+        ("addersses", "addresses"),
+        ("Addresses", "addresses"),
+        ("podsCIDRs", "podCIDRs"),
+        ("podCDIRs", "podCIDRs"),
+        ("vtepMac", "vtepMAC"),
+    ] {
+        let map = self::map(json!([{"name": "a", key: []}]));
+        assert_eq!(map.quarantined.len(), 1, "{key}: {map:?}");
+        assert!(map.problems[0].to_string().contains(&format!("did you mean {meant}?")), "{key}");
+    }
+    for key in ["note", "comment", "nodeName", "", "é"] {
+        let map = self::map(json!([{"name": "a", key: []}]));
+        assert_eq!((map.quarantined.len(), map.incomplete.len()), (0, 1), "{key}: {map:?}");
+    }
     let map = self::map(json!([{"name": "a", "addresses": ["192.168.0.1"], "comment": "new"}]));
     assert_eq!((map.quarantined.len(), names(&map.incomplete)), (0, vec!["a"]));
     let map = self::map(json!({"nodes": [record("a", 1)], "name": "prod", "comment": 1}));

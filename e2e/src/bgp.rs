@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
+use crate::cluster::Cluster;
 use crate::place::Place;
+use crate::topology::Family;
 
 /// How long a session may take to come up: connect retry times are 5 and 10 seconds.
 const SESSION: Duration = Duration::from_secs(60);
@@ -94,6 +96,44 @@ impl Place {
         let what = format!("{range} by way of {wanted:?}");
         self.wait_until(&what, SESSION, || {
             Ok((self.next_hop(range)?.as_deref() == wanted).then_some(()))
+        })
+    }
+}
+
+impl Cluster {
+    /// What `weft export WORDS` prints on a node.
+    pub fn export(&self, node: &str, words: &[&str]) -> Result<String> {
+        self.weft(node, &[&["export"], words].concat())?.ok()
+    }
+
+    /// Starts a daemon on a node with exactly what `weft export` prints there.
+    pub fn start_daemon(&self, daemon: Daemon, node: &str) -> Result<()> {
+        daemon.start(self.node(node)?, &self.export(node, &[daemon.word()])?)
+    }
+
+    /// Starts a daemon on the router with exactly what `weft export --router` prints.
+    pub fn start_router(&self, daemon: Daemon) -> Result<()> {
+        let node = self.nodes().next().context("no node to print the router's part")?;
+        let config = self.export(node.name(), &[daemon.word(), "--router"])?;
+        daemon.start(self.lab().router(), &config)
+    }
+
+    /// Starts a daemon on the router and on every node; returns when the router has a
+    /// route to all their pods.
+    pub fn start_bgp(&self, daemon: Daemon) -> Result<()> {
+        self.start_router(daemon)?;
+        self.nodes().try_for_each(|node| self.start_daemon(daemon, node.name()))?;
+        self.nodes().try_for_each(|node| self.wait_for_announced(node.name(), true))
+    }
+
+    /// Waits until BGP has given the router a node's pod ranges by way of that node, or
+    /// has withdrawn them.
+    pub fn wait_for_announced(&self, node: &str, announced: bool) -> Result<()> {
+        let node = self.node(node)?;
+        node.host().pod_ranges.iter().try_for_each(|range| {
+            let via = node.address(Family::of(range.ip()))?.to_string();
+            let via = announced.then_some(via.as_str());
+            self.lab().router().wait_for_next_hop(&range.to_string(), via)
         })
     }
 }

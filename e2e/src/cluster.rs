@@ -11,7 +11,7 @@ use crate::chain::Chain;
 use crate::lab::{Lab, Node};
 use crate::place::Output;
 use crate::pod::Pod;
-use crate::topology::Family;
+use crate::topology::{Family, Topology};
 
 /// The lesson's conflists and its node map, as `conf/` has them.
 pub mod conf {
@@ -34,6 +34,11 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Starts a lab and installs a conflist on its nodes.
+    pub fn start(topology: Topology, conflist: &Value) -> Result<Cluster> {
+        Cluster::new(Lab::start(topology)?, conflist)
+    }
+
     /// Installs a conflist on every host of a lab that is a node.
     pub fn new(lab: Lab, conflist: &Value) -> Result<Cluster> {
         let bin_dir = weft_bin_dir()?;
@@ -58,9 +63,12 @@ impl Cluster {
     }
 
     fn install(&self) -> Result<()> {
-        let nodes = self.lab.nodes().iter().zip(&self.chains);
-        let mut nodes = nodes.filter(|(node, _)| !node.host().pod_ranges.is_empty());
-        nodes.try_for_each(|(_, chain)| chain.install())
+        self.nodes().try_for_each(|node| self.chain(node.name())?.install())
+    }
+
+    /// The hosts that are nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.lab.nodes().iter().filter(|node| !node.host().pod_ranges.is_empty())
     }
 
     /// The lab.
@@ -93,6 +101,16 @@ impl Cluster {
         Ok((pod, result))
     }
 
+    /// [`Cluster::pod`] with these addresses, by the runtime's capability `ips`.
+    pub fn pod_at(&self, node: &str, name: &str, ips: &[&str]) -> Result<Pod> {
+        let pod = self.node(node)?.pod(name)?;
+        pod.lo_up()?;
+        let conflist = self.chain(node)?.conflist().clone();
+        let chain = Chain::new(self.node(node)?, conflist, &[&self.bin_dir]);
+        chain.capability("ips", json!(ips)).add(&pod, "eth0")?;
+        Ok(pod)
+    }
+
     /// Detaches a pod and removes its namespace, as a runtime does.
     pub fn remove(&self, node: &str, pod: &Pod) -> Result<()> {
         self.chain(node)?.del(pod, "eth0")?;
@@ -115,11 +133,32 @@ impl Cluster {
 
     /// Runs `weft sync` on every node; each has to succeed.
     pub fn sync_all(&self) -> Result<()> {
-        let nodes = self.lab.nodes().iter().filter(|node| !node.host().pod_ranges.is_empty());
-        for node in nodes {
-            self.weft(node.name(), &["sync"])?.ok()?;
-        }
-        Ok(())
+        self.nodes().try_for_each(|node| self.weft(node.name(), &["sync"])?.ok().map(drop))
+    }
+
+    /// Gives the router the routes to a node's pod ranges that native routing needs.
+    pub fn route_to(&self, node: &str) -> Result<()> {
+        let node = self.node(node)?;
+        let route = |range: &IpNetwork| -> Result<String> {
+            let via = node.address(Family::of(range.ip()))?;
+            Ok(format!("route add {range} via {via}\n"))
+        };
+        let lines: Result<String> = node.host().pod_ranges.iter().map(route).collect();
+        self.lab.router().ip_batch(&lines?)
+    }
+
+    /// [`Cluster::route_to`] every node.
+    pub fn route_to_all(&self) -> Result<()> {
+        self.nodes().try_for_each(|node| self.route_to(node.name()))
+    }
+
+    /// Sets IPv4's reverse path filtering on every host and on the router:
+    /// 0 off, 1 strict, 2 loose (Documentation/networking/ip-sysctl.rst).
+    pub fn set_rp_filter(&self, value: &str) -> Result<()> {
+        let keys = ["all", "default", "eth0"].map(|dev| format!("net/ipv4/conf/{dev}/rp_filter"));
+        let pairs: Vec<(&str, &str)> = keys.iter().map(|key| (key.as_str(), value)).collect();
+        self.lab.router().set_sysctls(&pairs[..2])?;
+        self.lab.each_node(|node| node.set_sysctls(&pairs))
     }
 }
 

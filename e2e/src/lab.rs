@@ -180,7 +180,7 @@ impl Lab {
         place.run_ok(&["ip", "link", "set", &port, state])?;
         if plugged {
             place.wait_links()?;
-            node.wait_links()?;
+            node.wait_link("eth0")?;
         }
         Ok(())
     }

@@ -50,6 +50,13 @@ const COMMANDS: [(Section, &str); 11] = [
     (Section::Nftables, "nft -j list ruleset"),
 ];
 
+/// Asked for a link by name, and not in a list, the kernel takes note of its carrier at once
+/// instead of within a second (`linkwatch_sync_dev`): whether it runs, its link-local
+/// address and the routes that come with that are then as they stay.
+const SETTLE: &str = "ip -o link show | sed 's/^[0-9]*: \\([^:@]*\\).*/\\1/' | while read -r link
+do ip link show dev \"$link\" >/dev/null 2>&1 || true; done
+";
+
 const SYSCTLS: &str =
     "grep -rs '' /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf";
 
@@ -57,9 +64,11 @@ const SYSCTLS: &str =
 const DIRECTORIES: [&str; 5] = ["/run/weft", "/run/netns", "/var/lib/cni", "/etc/weft", "/etc/cni"];
 
 /// Keys whose values change by themselves, or tell the order of things made since gone.
-const VOLATILE: [&str; 15] = [
+const VOLATILE: [&str; 17] = [
     // Set by the kernel some time after the flags, which tell the same (net/core/link_watch.c).
     "operstate",
+    "gc_timer",
+    "forward_delay_timer",
     "handle",
     "ifindex",
     "metainfo",
@@ -88,7 +97,7 @@ impl Place {
         let mut sections: BTreeMap<Section, BTreeSet<String>> = BTreeMap::new();
         let script: String =
             COMMANDS.iter().map(|(_, command)| format!("{command}; echo; echo ====\n")).collect();
-        let text = self.sh(&format!("{script}{SYSCTLS} || true\n"))?;
+        let text = self.sh(&format!("{SETTLE}{script}{SYSCTLS} || true\n"))?;
         let mut parts = text.split("====\n");
         for (section, command) in COMMANDS {
             let part = parts.next().unwrap_or_default();

@@ -96,11 +96,22 @@ impl Place {
     /// kernel gives a veth its queue from a work item after the other end is set up
     /// (net/core/link_watch.c), and drops what is sent before.
     pub(crate) fn wait_links(&self) -> Result<()> {
+        self.wait_links_where(|_| true)
+    }
+
+    /// The same for one link, whatever others there are (a VXLAN device never says that it
+    /// has a carrier).
+    pub fn wait_link(&self, name: &str) -> Result<()> {
+        self.wait_links_where(|link| link == name)
+    }
+
+    fn wait_links_where(&self, concerns: impl Fn(&str) -> bool) -> Result<()> {
         self.wait_until("its links have a carrier", CARRIER_WAIT, || {
             let links = self.json(&["ip", "-j", "link", "show", "up"])?;
             // What the filter leaves out is printed too, as an empty object.
             let ready = |link: &Value| match link["ifname"].as_str() {
                 None | Some("lo") => true,
+                Some(name) if !concerns(name) => true,
                 Some(_) => link["operstate"] == "UP" && link["qdisc"] != "noop",
             };
             let all = links.as_array().is_none_or(|links| links.iter().all(ready));

@@ -1,24 +1,20 @@
 //! What `weft export` prints, fed as it is to a shell on the router, to BIRD and to FRR.
 
 use anyhow::{Context, Result, ensure};
-use e2e::{
-    Chain, Daemon, Families, Family, Lab, Node, PingOptions, Pod, Topology, ping, weft_bin_dir,
-};
+use e2e::{Cluster, Daemon, Families, Family, Node, PingOptions, Pod, Topology, ping};
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
-const CONFLIST: &str = "/etc/cni/net.d/10-pods.conflist";
-
 /// The lesson's nodes in native mode, and two more: `elsewhere`, whose pods are outside
 /// the native CIDRs and so in the tunnel, and `worker3`, which is not in the map yet.
-struct Cluster {
-    lab: Lab,
+struct Growing {
+    cluster: Cluster,
     whole_map: Value,
     pods: Vec<Pod>,
 }
 
-impl Cluster {
-    fn start() -> Result<Cluster> {
+impl Growing {
+    fn start() -> Result<Growing> {
         let mut topology = Topology::lesson(Families::Both, Families::Both);
         let networks = |texts: [&str; 2]| -> Result<Vec<IpNetwork>> {
             texts.iter().map(|text| text.parse().context("a network")).collect()
@@ -35,23 +31,6 @@ impl Cluster {
             networks(["192.168.44.140/24", "fd00:44::140/64"])?,
             networks(["10.0.3.0/24", "fd10:0:0:3::/64"])?,
         );
-        let lab = Lab::start(topology)?;
-        let whole_map = lab.topology().node_map();
-        let mut map = whole_map.clone();
-        map["nodes"].as_array_mut().context("nodes")?.retain(|node| node["name"] != "worker3");
-        lab.write_node_map(&map)?;
-        let mut cluster = Cluster { lab, whole_map, pods: Vec::new() };
-        for name in ["worker1", "worker2", "elsewhere"] {
-            cluster.add_pod(name)?;
-        }
-        Ok(cluster)
-    }
-
-    fn node(&self, name: &str) -> Result<&Node> {
-        self.lab.node(name)
-    }
-
-    fn add_pod(&mut self, node: &str) -> Result<()> {
         let conflist = json!({
             "cniVersion": "1.0.0", "name": "pods", "plugins": [
                 { "type": "veth", "ipam": { "type": "host-local" } },
@@ -59,11 +38,20 @@ impl Cluster {
                   "ipv4NativeRoutingCIDR": "10.0.0.0/8", "ipv6NativeRoutingCIDR": "fd10::/16" },
             ],
         });
-        let node = self.lab.node(node)?;
-        node.write_file(CONFLIST, conflist.to_string())?;
-        let pod = node.pod("pod")?;
-        Chain::new(node, conflist, &[&weft_bin_dir()?]).add(&pod, "eth0")?;
-        self.pods.push(pod);
+        let cluster = Cluster::start(topology, &conflist)?;
+        let whole_map = cluster.lab().topology().node_map();
+        let mut map = whole_map.clone();
+        map["nodes"].as_array_mut().context("nodes")?.retain(|node| node["name"] != "worker3");
+        cluster.lab().write_node_map(&map)?;
+        let mut growing = Growing { cluster, whole_map, pods: Vec::new() };
+        for name in ["worker1", "worker2", "elsewhere"] {
+            growing.add_pod(name)?;
+        }
+        Ok(growing)
+    }
+
+    fn add_pod(&mut self, node: &str) -> Result<()> {
+        self.pods.push(self.cluster.pod(node, "pod")?);
         Ok(())
     }
 
@@ -89,23 +77,6 @@ impl Cluster {
         ensure!(all.first() == all.last(), "IPv4 and IPv6 differ from {from} to {to}: {all:?}");
         Ok(all.contains(&true))
     }
-
-    /// What `weft export WORDS` prints on a node.
-    fn export(&self, node: &str, words: &[&str]) -> Result<String> {
-        let weft = weft_bin_dir()?.join("weft");
-        let mut command = vec![weft.as_os_str(), "export".as_ref()];
-        command.extend(words.iter().map(AsRef::<std::ffi::OsStr>::as_ref));
-        self.node(node)?.run_ok(&command)
-    }
-
-    fn start_daemon(&self, daemon: Daemon, node: &str) -> Result<()> {
-        daemon.start(self.node(node)?, &self.export(node, &[daemon.word()])?)
-    }
-
-    fn start_router(&self, daemon: Daemon) -> Result<()> {
-        let config = self.export("worker1", &[daemon.word(), "--router"])?;
-        daemon.start(self.lab.router(), &config)
-    }
 }
 
 /// Every route, rule and next hop of a node's that is weft's.
@@ -116,17 +87,17 @@ fn routes_of_weft(node: &Node) -> Result<String> {
 
 #[test]
 fn the_exported_routes_are_what_the_router_lacks() -> Result<()> {
-    let cluster = Cluster::start()?;
-    assert!(!cluster.reach_within("worker1", "worker2", 1.0)?, "the router knows pods already");
-    assert!(cluster.reach("worker1", "elsewhere")?, "the tunnel needs no router");
-    let script = cluster.export("worker1", &["router"])?;
+    let growing = Growing::start()?;
+    assert!(!growing.reach_within("worker1", "worker2", 1.0)?, "the router knows pods already");
+    assert!(growing.reach("worker1", "elsewhere")?, "the tunnel needs no router");
+    let script = growing.cluster.export("worker1", &["router"])?;
     let commands: Vec<&str> = script.lines().filter(|line| !line.starts_with('#')).collect();
     assert_eq!(commands.len(), 8, "two ranges of four nodes: {script}");
     assert!(commands.contains(&"ip route add 10.0.2.0/24 via 192.168.44.128"), "{script}");
     assert!(commands.contains(&"ip -6 route add fd10:0:0:2::/64 via fd00:44::128"), "{script}");
-    cluster.lab.router().sh(&script)?;
-    assert!(cluster.reach("worker1", "worker2")?);
-    assert!(cluster.reach("worker2", "worker1")?);
+    growing.cluster.lab().router().sh(&script)?;
+    assert!(growing.reach("worker1", "worker2")?);
+    assert!(growing.reach("worker2", "worker1")?);
     Ok(())
 }
 
@@ -141,42 +112,37 @@ fn frr_replaces_static_routes() -> Result<()> {
 }
 
 fn replaces_static_routes(daemon: Daemon) -> Result<()> {
-    let mut cluster = Cluster::start()?;
-    let before = routes_of_weft(cluster.node("worker1")?)?;
+    let mut growing = Growing::start()?;
+    let before = routes_of_weft(growing.cluster.node("worker1")?)?;
     assert!(before.contains("172.20.0.0/24"), "no route through the tunnel: {before}");
-    assert!(!cluster.reach_within("worker1", "worker2", 1.0)?, "the router knows pods already");
+    assert!(!growing.reach_within("worker1", "worker2", 1.0)?, "the router knows pods already");
 
-    cluster.start_router(daemon)?;
-    for node in ["worker1", "worker2", "elsewhere"] {
-        cluster.start_daemon(daemon, node)?;
-    }
-    cluster.lab.router().wait_for_next_hop("10.0.1.0/24", Some("192.168.211.128"))?;
-    cluster.lab.router().wait_for_next_hop("fd10:0:0:1::/64", Some("fd00:211::128"))?;
-    cluster.lab.router().wait_for_next_hop("10.0.2.0/24", Some("192.168.44.128"))?;
-    cluster.lab.router().wait_for_next_hop("fd10:0:0:2::/64", Some("fd00:44::128"))?;
-    assert!(cluster.reach("worker1", "worker2")?);
-    assert!(cluster.reach("worker2", "worker1")?);
-    assert!(cluster.reach("worker1", "elsewhere")?);
-    assert_eq!(routes_of_weft(cluster.node("worker1")?)?, before, "{daemon:?} touched our routes");
+    growing.cluster.start_router(daemon)?;
+    let known = ["worker1", "worker2", "elsewhere"];
+    known.into_iter().try_for_each(|node| growing.cluster.start_daemon(daemon, node))?;
+    known.into_iter().try_for_each(|node| growing.cluster.wait_for_announced(node, true))?;
+    assert!(growing.reach("worker1", "worker2")?);
+    assert!(growing.reach("worker2", "worker1")?);
+    assert!(growing.reach("worker1", "elsewhere")?);
+    let after = routes_of_weft(growing.cluster.node("worker1")?)?;
+    assert_eq!(after, before, "{daemon:?} touched our routes");
 
     // A node that the router has never heard of.
-    cluster.lab.write_node_map(&cluster.whole_map)?;
-    cluster.add_pod("worker3")?;
+    growing.cluster.lab().write_node_map(&growing.whole_map)?;
+    growing.add_pod("worker3")?;
     assert!(
-        !cluster.reach_within("worker3", "worker1", 1.0)?,
+        !growing.reach_within("worker3", "worker1", 1.0)?,
         "the router knows the new node's pods already"
     );
-    cluster.start_daemon(daemon, "worker3")?;
-    cluster.lab.router().wait_for_next_hop("10.0.3.0/24", Some("192.168.44.140"))?;
-    cluster.lab.router().wait_for_next_hop("fd10:0:0:3::/64", Some("fd00:44::140"))?;
-    assert!(cluster.reach("worker3", "worker1")?);
+    growing.cluster.start_daemon(daemon, "worker3")?;
+    growing.cluster.wait_for_announced("worker3", true)?;
+    assert!(growing.reach("worker3", "worker1")?);
 
     // One that leaves.
-    daemon.stop(cluster.node("worker2")?)?;
-    cluster.lab.router().wait_for_next_hop("10.0.2.0/24", None)?;
-    cluster.lab.router().wait_for_next_hop("fd10:0:0:2::/64", None)?;
-    assert!(!cluster.reach_within("worker1", "worker2", 1.0)?);
-    assert!(cluster.reach("worker3", "worker1")?, "another node's session went with it");
+    daemon.stop(growing.cluster.node("worker2")?)?;
+    growing.cluster.wait_for_announced("worker2", false)?;
+    assert!(!growing.reach_within("worker1", "worker2", 1.0)?);
+    assert!(growing.reach("worker3", "worker1")?, "another node's session went with it");
     Ok(())
 }
 
@@ -193,10 +159,10 @@ fn frr_takes_no_range_from_another_node() -> Result<()> {
 /// worker1's own daemon is silent, so that only what the router's filter says keeps a
 /// neighbour from having its range.
 fn takes_no_range_from_another_node(daemon: Daemon) -> Result<()> {
-    let cluster = Cluster::start()?;
+    let Growing { cluster, whole_map, .. } = Growing::start()?;
     cluster.start_router(daemon)?;
-    cluster.lab.write_node_map(&cluster.whole_map)?;
-    cluster.node("worker3")?.write_file(CONFLIST, cluster.node("worker1")?.read_file(CONFLIST)?)?;
+    cluster.lab().write_node_map(&whole_map)?;
+    let router = cluster.lab().router();
     // worker2 is known to the router, worker3 is not.
     for (node, own, next_hop) in
         [("worker2", "10.0.2.0/24", "192.168.44.128"), ("worker3", "10.0.3.0/24", "192.168.44.140")]
@@ -212,26 +178,21 @@ fn takes_no_range_from_another_node(daemon: Daemon) -> Result<()> {
         // Its own is announced with the others, so that all have been judged when it is there.
         let config = config.replace(&list, "net ~ [ 0.0.0.0/0+ ]");
         Daemon::Bird.start(cluster.node(node)?, &config)?;
-        cluster.lab.router().wait_for_next_hop(own, Some(next_hop))?;
+        router.wait_for_next_hop(own, Some(next_hop))?;
         for range in others {
-            let hop = cluster.lab.router().next_hop(range)?;
-            assert_eq!(hop, None, "{node} took {range}");
+            assert_eq!(router.next_hop(range)?, None, "{node} took {range}");
         }
     }
     cluster.start_daemon(daemon, "worker1")?;
-    cluster.lab.router().wait_for_next_hop("10.0.1.0/24", Some("192.168.211.128"))
+    cluster.wait_for_announced("worker1", true)
 }
 
 #[test]
 fn export_needs_to_know_whom_to_talk_to() -> Result<()> {
-    let lab = Lab::lesson()?;
-    let node = lab.node("worker1")?;
     let conflist = json!({ "cniVersion": "1.0.0", "name": "pods",
         "plugins": [{ "type": "routing", "routingMode": "native" }] });
-    node.write_file(CONFLIST, conflist.to_string())?;
-    let weft = weft_bin_dir()?.join("weft");
-    let weft = weft.to_str().context("a path in UTF-8")?;
-    let bird = node.run_ok(&[weft, "export", "bird"])?;
+    let cluster = Cluster::start(Topology::lesson(Families::V4, Families::V4), &conflist)?;
+    let bird = cluster.export("worker1", &["bird"])?;
     assert!(bird.contains("neighbor 192.168.211.129 as 64513;"), "{bird}");
     for (words, says) in [
         (vec!["bird", "worker2"], "--peer"),
@@ -240,15 +201,71 @@ fn export_needs_to_know_whom_to_talk_to() -> Result<()> {
         (vec!["bird", "--as", "64513"], "must differ"),
         (vec!["frr", "--router", "worker2"], "not both"),
         (vec!["bird", "--peer", "router"], "IP address"),
+        (vec!["bird", "--peer", "192.168.211.129/24"], "a network"),
+        (vec!["frr", "--peer", "fe80::1"], "link-local"),
         (vec!["quagga"], "router, bird or frr"),
         (vec!["router", "--peer", "192.168.44.129"], "--peer"),
     ] {
-        let output = node.run(&[&[weft, "export"], &words[..]].concat())?;
+        let output = cluster.weft("worker1", &[&["export"], &words[..]].concat())?;
         assert_eq!(output.status.code(), Some(1), "{words:?}: {output}");
         assert!(output.stderr.contains(says) && output.stdout.is_empty(), "{words:?}: {output}");
     }
-    let words = [weft, "export", "bird", "worker2", "--peer", "192.168.44.129", "--as", "65001"];
-    let bird = node.run_ok(&words)?;
+    let words = ["bird", "worker2", "--peer", "192.168.44.129", "--as", "65001"];
+    let bird = cluster.export("worker1", &words)?;
     assert!(bird.contains("local 192.168.44.128 as 65001;"), "{bird}");
+    Ok(())
+}
+
+#[test]
+fn bird_takes_what_odd_maps_make() -> Result<()> {
+    takes_what_odd_maps_make(Daemon::Bird)
+}
+
+#[test]
+fn frr_takes_what_odd_maps_make() -> Result<()> {
+    takes_what_odd_maps_make(Daemon::Frr)
+}
+
+/// Names full of the daemons' punctuation, ranges of every length, no address for a
+/// range, a tunnel address that is on no interface, records that are not applied.
+fn takes_what_odd_maps_make(daemon: Daemon) -> Result<()> {
+    let conflist = json!({ "cniVersion": "1.0.0", "name": "pods", "plugins": [
+        { "type": "routing", "routingMode": "native", "ipv4NativeRoutingCIDR": "10.0.0.0/8" }] });
+    let topology = Topology::lesson(Families::Both, Families::Both);
+    let cluster = Cluster::start(topology, &conflist)?;
+    let odd = "a}\"';#!/*é{\\";
+    let record = |name: &str, addresses: Value, ranges: Value| json!({ "name": name, "addresses": addresses, "podCIDRs": ranges });
+    let mut map = json!({ "nodes": [
+        record(odd, json!(["192.168.146.130"]), json!(["10.0.0.0/24", "fd10::/64"])),
+        record("worker1", json!(["fd00:211::128", "192.168.211.128/24"]),
+               json!(["10.0.1.0/24", "10.64.0.0/10", "10.0.9.9/32", "fd10:0:0:1::/64"])),
+        record("worker2", json!(["192.168.44.128", "192.168.44.130", "fd00:44::128"]),
+               json!(["10.0.2.0/24", "fd10:0:0:2::/64"])),
+        record("six", json!(["fd00:9::1"]), json!(["fd10:0:0:9::/64", "10.0.10.0/24"])),
+        record("twin1", json!(["192.168.9.1"]), json!(["10.0.20.0/24"])),
+        record("twin2", json!(["192.168.9.2"]), json!(["10.0.20.0/25"])),
+        record("waits", json!([]), json!([])),
+    ] });
+    map["nodes"][2]["tunnelAddress"] = json!("198.51.100.44");
+    cluster.lab().write_node_map(&map)?;
+    cluster.start_router(daemon)?;
+    for node in ["control-plane", "worker1", "worker2"] {
+        cluster.start_daemon(daemon, node)?;
+    }
+    for node in ["worker1", "worker2"] {
+        cluster.wait_for_announced(node, true)?;
+    }
+    let router = cluster.lab().router();
+    for (range, via) in [
+        ("10.0.0.0/24", "192.168.146.130"),
+        ("10.64.0.0/10", "192.168.211.128"),
+        ("10.0.9.9/32", "192.168.211.128"),
+    ] {
+        router.wait_for_next_hop(range, Some(via))?;
+    }
+    assert_eq!(router.next_hop("fd10::/64")?, None, "nobody has an address to announce it from");
+    let whole = cluster.export("worker1", &[daemon.word(), "--router"])?;
+    let missing = whole.lines().filter(|line| line.contains("address to announce its IPv"));
+    assert_eq!(missing.count(), 2, "{whole}");
     Ok(())
 }

@@ -62,6 +62,7 @@ fn every_command_has_help_and_refuses_what_it_does_not_know() -> Result<()> {
         &["help", "ipam"],
         &["help", "nodes"],
         &["help", "export"],
+        &["help", "install"],
         &["export", "router", "--help"],
         &["sync", "-h"],
     ] {
@@ -185,6 +186,7 @@ fn ipam_shows_leases_and_releases_only_dead_ones() -> Result<()> {
     let line = text.lines().find(|line| line.contains(&address)).context(text.clone())?;
     let words: Vec<&str> = line.split_whitespace().collect();
     assert_eq!((words[1], words[2], words[4]), ("pod-a", "eth0", "alive"), "{line}");
+    assert!(words[3].ends_with('s'), "an age in seconds: {line}");
     for what in [address.as_str(), "pod-a"] {
         let output = weft(node, &["ipam", "release", what])?;
         assert_eq!(output.status.code(), Some(1), "{output}");
@@ -315,6 +317,53 @@ fn trace_follows_the_kernel_hop_by_hop() -> Result<()> {
     assert!(text.contains("native, because") && text.contains("1500 bytes"), "{text}");
     assert!(text.contains("ip route add 10.0.2.0/24 via 192.168.44.128"), "{text}");
     assert!(text.contains("ip route add 10.0.1.0/24 via 192.168.211.128"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn trace_asks_the_kernel_for_the_table_that_masquerades() -> Result<()> {
+    let lab = Lab::lesson_dual()?;
+    let node = lab.node("worker1")?;
+    configured(&lab, "tunnel")?;
+    let to_outside = ["trace", "10.0.1.5", "203.0.113.9"];
+    let masqueraded = "masqueraded: from a pod to the outside";
+    let text = says(node, 1, &to_outside)?;
+    assert!(text.contains(masqueraded), "{text}");
+    assert!(text.contains("but the kernel has no table inet weft_87_masquerade"), "{text}");
+    let differs = "but the kernel's table inet weft_87_masquerade is not what";
+    for damage in [
+        "nft insert rule inet weft_87_masquerade leaving return",
+        "nft flush chain inet weft_87_masquerade from_pods",
+        "nft delete table inet weft_87_masquerade; nft add table inet weft_87_masquerade",
+    ] {
+        says(node, 0, &["sync"])?;
+        let text = says(node, 0, &to_outside)?;
+        assert!(text.contains(masqueraded) && !text.contains("but the kernel"), "{text}");
+        node.sh(damage)?;
+        let text = says(node, 1, &to_outside)?;
+        assert!(text.contains(differs), "{damage}: {text}");
+    }
+    says(node, 0, &["sync"])?;
+    // Of a quarantined node's pods, too, the kernel shows the addresses.
+    let mut map = lab.topology().node_map();
+    let record = map["nodes"][2].as_object_mut().context("a record")?;
+    let addresses = record.remove("addresses").context("addresses")?;
+    record.insert("adresses".to_owned(), addresses);
+    lab.write_node_map(&map)?;
+    assert_eq!(weft(node, &["sync"])?.status.code(), Some(1), "the record is quarantined");
+    let text = says(node, 0, &["trace", "10.0.1.5", "10.0.2.7"])?;
+    assert!(text.contains("none: the destination is a pod"), "{text}");
+    let status = json_of(node, &["status", "-o", "json"])?;
+    let tables = status["tables"].as_array().context("no tables")?;
+    assert!(tables.len() == 2 && tables.iter().all(|table| table["installed"] == true), "{status}");
+
+    let mut off = conflist("tunnel");
+    off["plugins"][1]["ipMasq"] = json!(false);
+    node.write_file(CONFLIST, off.to_string())?;
+    assert!(says(node, 1, &to_outside)?.contains(differs), "a table that should be gone");
+    weft(node, &["sync"])?;
+    let text = says(node, 0, &to_outside)?;
+    assert!(text.contains("none: ipMasq is false") && !text.contains("nft list"), "{text}");
     Ok(())
 }
 

@@ -41,11 +41,12 @@
 //!
 //! # Taking back
 //!
-//! Only when a range set has no address left, and in GC, a lease of this boot may be
-//! taken. Never one whose container a CNI plugin is working on at this moment, which its
-//! environment in /proc shows (module `making`), and never one whose address anything on the
-//! host refers to. It is looked for anew each time, under the lock, and processes are looked at before addresses, so a pod whose plugin has just ended is seen by
-//! what the plugin has left.
+//! Only when a range set has no address left may a lease of this boot be taken. Never one
+//! whose container a CNI plugin is working on at this moment, which its environment in /proc shows
+//! (module `making`), and never one whose address anything on the host refers to. It is looked for
+//! anew each time, under the lock, and processes are looked at before addresses, so a pod whose
+//! plugin has just ended is seen by what the plugin has left. GC takes what the runtime's list
+//! lacks, except from containers that are being worked on.
 
 mod boot;
 mod config;

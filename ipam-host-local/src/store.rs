@@ -159,18 +159,20 @@ impl Store {
         let Some(lock) = lock(file, &lock_path, wait)? else { return Ok(None) };
         let own = own_directory(&dir);
         let old = own.as_ref().ok().and_then(open_index);
-        let (notes, kept, changed) = match old {
-            Some(notes) if notes.boot == boot.id && is_sealed(&dir, &notes) => (notes, true, false),
+        let (notes, kept, intact, changed) = match old {
+            Some(notes) if notes.boot == boot.id && is_sealed(&dir, &notes) => {
+                (notes, true, true, false)
+            }
             old => {
                 let scan = scan(&dir, &boot, old.as_ref())
                     .map_err(|error| failed("read the lease directory", &error))?;
                 let (notes, kept) = write_notes(&own, &boot, &scan)
                     .map_err(|error| failed("index the lease directory", &error))?;
-                (notes, kept, true)
+                (notes, kept, scan.complete, true)
             }
         };
         let path = path.to_owned();
-        let store = Self { path, dir, own, boot, notes, kept, intact: true, changed, _lock: lock };
+        let store = Self { path, dir, own, boot, notes, kept, intact, changed, _lock: lock };
         Ok(Some(store))
     }
 
@@ -180,7 +182,7 @@ impl Store {
         let scan = scan(&self.dir, &self.boot, None).map_err(|e| self.io("read", "", &e))?;
         let written = write_notes(&self.own, &self.boot, &scan);
         (self.notes, self.kept) = written.map_err(|error| self.io("index", "", &error))?;
-        self.intact = true;
+        self.intact = scan.complete;
         Ok(())
     }
 
@@ -397,6 +399,8 @@ struct Scan {
     leases: Vec<Noted>,
     /// Addresses whose names are taken by what is no lease.
     blocked: Vec<IpAddr>,
+    /// Every file could be looked at. What could not may be a lease next time.
+    complete: bool,
 }
 
 /// Reads the directory, removes what is left of earlier boots and of power cuts, and
@@ -404,7 +408,7 @@ struct Scan {
 /// mark says that they have not changed since.
 fn scan(dir: &OwnedFd, boot: &Boot, old: Option<&Notes>) -> io::Result<Scan> {
     let known = old.map(known).unwrap_or_default();
-    let mut found = Scan { leases: Vec::new(), blocked: Vec::new() };
+    let mut found = Scan { leases: Vec::new(), blocked: Vec::new(), complete: true };
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mut listing = Dir::openat(dir, ".", flags, Mode::empty())?;
     for entry in listing.iter() {
@@ -418,6 +422,7 @@ fn scan(dir: &OwnedFd, boot: &Boot, old: Option<&Notes>) -> io::Result<Scan> {
             Err(error) => {
                 log::warn!("{name} counts as taken: {error}");
                 found.blocked.push(address);
+                found.complete = false;
             }
         }
     }

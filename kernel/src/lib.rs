@@ -8,6 +8,7 @@
 
 pub mod address;
 mod error;
+pub mod interface;
 pub mod link;
 pub mod neighbour;
 pub mod netlink;

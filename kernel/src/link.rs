@@ -17,7 +17,10 @@ pub const HOST_END_GROUP: u32 = 0x7765_6674;
 /// Link group of the host ends whose pods may send from any address, so that the
 /// rule that checks the others does not see them.
 pub const HOST_END_GROUP_UNCHECKED: u32 = HOST_END_GROUP + 1;
-/// Every link group of host ends.
+/// Link group of the host ends that are being removed: many links are deleted at once
+/// by their group. One that is killed over it leaves links that nothing else takes for its own.
+pub const HOST_END_GROUP_REMOVED: u32 = HOST_END_GROUP + 2;
+/// Every link group of host ends that pods use.
 pub const HOST_END_GROUPS: [u32; 2] = [HOST_END_GROUP, HOST_END_GROUP_UNCHECKED];
 
 /// Length of `struct ifinfomsg`.
@@ -327,17 +330,25 @@ pub fn delete(index: u32) -> Message {
     Message::new(libc::RTM_DELLINK, 0, &header(index, 0, 0))
 }
 
+/// The request that deletes every device of link group `group`, whatever it is. The kernel
+/// waits once for all of them, some 25 ms, and not for each (`rtnl_group_dellink`).
+pub fn delete_group(group: u32) -> Message {
+    let mut message = Message::new(libc::RTM_DELLINK, 0, &header(0, 0, 0));
+    message.attr_u32(libc::IFLA_GROUP, group);
+    message
+}
+
 impl Rtnetlink {
     /// The device called `name`.
     pub fn link_by_name(&mut self, name: &str) -> Result<Option<Link>> {
-        let mut message = get(0);
+        let mut message = question(0);
         message.attr_str(libc::IFLA_IFNAME, name);
         self.get(message, parse).map_err(|e| e.about(format_args!("cannot look up link {name}")))
     }
 
     /// The device of number `index`.
     pub fn link(&mut self, index: u32) -> Result<Option<Link>> {
-        let found = self.get(get(index), parse);
+        let found = self.get(question(index), parse);
         found.map_err(|e| e.about(format_args!("cannot look up the link of index {index}")))
     }
 
@@ -371,7 +382,8 @@ impl Rtnetlink {
 /// RTEXT_FILTER_SKIP_STATS: counters cost more than the rest together.
 const SKIP_STATISTICS: u32 = libc::RTEXT_FILTER_SKIP_STATS as u32;
 
-fn get(index: u32) -> Message {
+/// The request for the device of number `index`.
+pub fn question(index: u32) -> Message {
     let mut message = Message::new(libc::RTM_GETLINK, 0, &header(index, 0, 0));
     message.attr_u32(libc::IFLA_EXT_MASK, SKIP_STATISTICS);
     message

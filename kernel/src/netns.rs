@@ -1,7 +1,7 @@
 //! Network namespaces, by file descriptor.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -62,10 +62,15 @@ impl Netns {
     fn of_new_socket() -> nix::Result<File> {
         let flags = SockFlag::SOCK_CLOEXEC;
         let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
+        Self::of_socket(socket.as_raw_fd())
+    }
+
+    /// The namespace that `socket` is in.
+    fn of_socket(socket: RawFd) -> nix::Result<File> {
         // SAFETY: SIOCGSKNS takes no argument, and its result is a new descriptor that
         // nobody else knows of.
         #[expect(unsafe_code, reason = "ioctl(2), and a descriptor by number")]
-        let file = unsafe { File::from_raw_fd(siocgskns(socket.as_raw_fd())?) };
+        let file = unsafe { File::from_raw_fd(siocgskns(socket)?) };
         Ok(file)
     }
 
@@ -109,6 +114,16 @@ impl AsFd for Netns {
 }
 
 impl Rtnetlink {
+    /// The namespace that the socket is in.
+    pub fn netns(&self) -> Result<Netns> {
+        match Netns::of_socket(self.as_raw_fd()) {
+            Ok(file) => Ok(Netns { file, name: "of the host".to_owned() }),
+            // Not allowed without CAP_NET_ADMIN, and a matter of speed alone: the socket is
+            // in the namespace in which it was opened.
+            Err(_) => Netns::current(),
+        }
+    }
+
     /// The number by which the socket's namespace knows `netns`
     /// ([`Link::lower_nsid`](crate::link::Link::lower_nsid)); `None` where the
     /// two have nothing to do with each other.

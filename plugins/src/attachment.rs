@@ -9,9 +9,9 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use cni::{Attachment, AttachmentKey, Code, Error};
-use kernel::MacAddress;
-use kernel::link::{HOST_END_GROUPS, Link};
+use kernel::link::{HOST_END_GROUP_REMOVED, HOST_END_GROUPS, Link};
 use kernel::netns::Netns;
+use kernel::{MacAddress, Rtnetlink};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
@@ -133,19 +133,34 @@ fn lock_error(error: &Errno) -> Error {
     Error::new(Code::Io, format!("cannot lock the attachment in {}: {error}", path.display()))
 }
 
-/// The namespace that CNI_NETNS names.
-///
-/// # Errors
-/// Code 4: nothing is there, or no namespace. Code 8: it is the one that the thread
-/// is in.
-pub(crate) fn open_netns(attachment: &Attachment) -> Result<Netns, Error> {
-    let path = attachment.netns.as_deref().unwrap_or(Path::new(""));
-    let pod = Netns::open(path);
-    let pod = pod.map_err(|e| Error::new(Code::InvalidEnvironment, format!("CNI_NETNS: {e}")))?;
-    if Netns::current().and_then(|home| pod.is(&home)).map_err(refused)? {
-        cni::own_netns(path)?;
+/// The two namespaces of an attachment.
+pub(crate) struct Namespaces {
+    /// That of the host.
+    pub(crate) host: Netns,
+    /// That which CNI_NETNS names.
+    pub(crate) pod: Netns,
+}
+
+impl Namespaces {
+    /// Opens both; `host` is a socket in the host's.
+    ///
+    /// # Errors
+    /// Code 4: nothing is at the path, or no namespace. Code 8: it is the host's own.
+    pub(crate) fn open(attachment: &Attachment, host: &Rtnetlink) -> Result<Self, Error> {
+        let path = attachment.netns.as_deref().unwrap_or(Path::new(""));
+        let invalid = |e| Error::new(Code::InvalidEnvironment, format!("CNI_NETNS: {e}"));
+        let pod = Netns::open(path).map_err(invalid)?;
+        let host = host.netns().map_err(refused)?;
+        if pod.is(&host).map_err(refused)? {
+            cni::own_netns(path)?;
+        }
+        Ok(Self { host, pod })
     }
-    Ok(pod)
+
+    /// Runs `work` with the thread in the pod's namespace.
+    pub(crate) fn in_pod<T>(&self, work: impl FnOnce() -> T) -> Result<T, Error> {
+        self.pod.run(&self.host, work).map_err(refused)
+    }
 }
 
 /// An index for a new pair of links that is unlikely to be taken: 24 random bits
@@ -157,7 +172,8 @@ pub(crate) fn random_index() -> u32 {
 
 /// Whether a link is the host end of one of our pairs.
 pub(crate) fn is_host_end(link: &Link) -> bool {
-    HOST_END_GROUPS.contains(&link.group) && link.kind.as_deref() == Some("veth")
+    let is_ours = HOST_END_GROUPS.contains(&link.group) || link.group == HOST_END_GROUP_REMOVED;
+    is_ours && link.kind.as_deref() == Some("veth")
 }
 
 /// Whether a link is a host end whose ADD was never finished: it gets its alias with

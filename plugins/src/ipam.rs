@@ -216,6 +216,6 @@ fn interface_lives(network: &str, key: &AttachmentKey) -> Result<bool, Error> {
     if id.is_busy()? {
         return Ok(true);
     }
-    let mut host = Rtnetlink::open().map_err(refused)?;
-    Ok(host.link_by_name(&id.host_end()).map_err(refused)?.is_some())
+    let host = Rtnetlink::open().map_err(refused)?;
+    Ok(host.index_of(&id.host_end()).map_err(refused)?.is_some())
 }

@@ -8,7 +8,7 @@ use kernel::link::LinkChange;
 use kernel::netns::Netns;
 use kernel::{Rtnetlink, sysctl};
 
-use crate::attachment::open_netns;
+use crate::attachment::Namespaces;
 use crate::failure::{check_failed, refused};
 
 /// The plugin.
@@ -52,9 +52,8 @@ impl Plugin for Loopback {
 }
 
 fn in_container<T>(attachment: &Attachment, work: impl FnOnce() -> T) -> Result<T, Error> {
-    let netns = open_netns(attachment)?;
-    let home = Netns::current().map_err(refused)?;
-    netns.run(&home, work).map_err(refused)
+    let host = Rtnetlink::open().map_err(refused)?;
+    Namespaces::open(attachment, &host)?.in_pod(work)
 }
 
 /// Sets `lo` up or down; says whether it has, or will have, an IPv6 address.

@@ -20,7 +20,7 @@ use crate::routing::stamp::Stamp;
 use crate::state_dir;
 
 /// Where the map is by default.
-const NODES_DIR: &str = "/etc/weft/nodes.d";
+pub(crate) const NODES_DIR: &str = "/etc/weft/nodes.d";
 /// File that names this node where the host name does not.
 const NAME_FILE: &str = "/etc/weft/node-name";
 
@@ -240,20 +240,29 @@ pub(crate) fn link_of(
 #[derive(Debug)]
 pub(crate) struct Stamped {
     stamp: Stamp,
-    /// This node's record.
-    own: Node,
+    /// This node's pod ranges.
+    ranges: Vec<IpNetwork>,
 }
 
-/// The stamp of the network, if it was made from the map as it is now.
-pub(crate) fn stamped(network: &str, source: &Source) -> Option<Stamped> {
+impl Stamped {
+    /// Number of the nf_tables ruleset in which the spoof check was in force.
+    pub(crate) fn spoof_check_seen_in(&self) -> Option<u32> {
+        self.stamp.spoof_check_seen_in()
+    }
+}
+
+/// The stamp of the network, if it was made from the map as it is now, in the network
+/// namespace of `host`.
+pub(crate) fn stamped(network: &str, source: &Source, host: &Rtnetlink) -> Option<Stamped> {
     let stamp = Stamp::open(network)?;
-    let own = stamp.own_node(source)?;
-    Some(Stamped { stamp, own })
+    let ranges = stamp.own_ranges(source, host)?;
+    Some(Stamped { stamp, ranges })
 }
 
 /// This node's pod ranges.
 pub(crate) fn pod_ranges(network: &str, source: &Source) -> Result<Vec<IpNetwork>, Error> {
-    ranges_of(stamped(network, source).as_ref(), source)
+    let host = Rtnetlink::open().map_err(refused)?;
+    ranges_of(stamped(network, source, &host).as_ref(), source)
 }
 
 /// This node's pod ranges: of the stamp where there is one, else of the map.
@@ -262,7 +271,7 @@ pub(crate) fn ranges_of(
     source: &Source,
 ) -> Result<Vec<IpNetwork>, Error> {
     if let Some(stamped) = stamped {
-        return Ok(stamped.own.pod_ranges.clone());
+        return Ok(stamped.ranges.clone());
     }
     let mut host = Rtnetlink::open().map_err(refused)?;
     let loaded = source.load()?;
@@ -281,9 +290,9 @@ pub(crate) fn pod_mtu(
 ) -> Result<Option<u32>, Error> {
     if let Some(Stamped { stamp, .. }) = stamped
         && let Some(index) = stamp.underlay()
-        && let Some(link) = host.link(index).map_err(refused)?
+        && let Some(link) = host.interface(index).map_err(refused)?
     {
-        let derived = stamp.pod_mtu().filter(|_| stamp.is_underlay(&link));
+        let derived = stamp.pod_mtu().filter(|_| stamp.is_underlay(index, &link));
         return Ok(Some(derived.unwrap_or(link.mtu)));
     }
     let Ok(loaded) = source.load() else { return Ok(None) };

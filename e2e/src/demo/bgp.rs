@@ -1,7 +1,7 @@
 //! Step 3's second half.
 
 use anyhow::Result;
-use e2e::{Daemon, Family};
+use e2e::Daemon;
 
 use super::{Demo, ensure_bytes, say};
 
@@ -10,13 +10,8 @@ pub(super) fn instead_of_routes(demo: &Demo, daemon: Daemon) -> Result<()> {
     let (lab, word) = (demo.cluster.lab(), daemon.word());
     let worker1 = demo.cluster.node("worker1")?;
     demo.show(worker1, &["weft", "export", word])?;
-    let config = demo.show(worker1, &["weft", "export", word, "--router"])?;
-    daemon.start(lab.router(), &config)?;
-    lab.each_node(|node| {
-        let config = demo.cluster.weft(node.name(), &["export", word])?.ok()?;
-        daemon.start(node, &config)
-    })?;
-    wait_for_routes(demo, true)?;
+    demo.show(worker1, &["weft", "export", word, "--router"])?;
+    demo.cluster.start_bgp(daemon)?;
     say("The sessions are up, and the router has a route to every node's pods:");
     demo.show(lab.router(), &["ip", "route"])?;
     ensure_bytes(&demo.reaches("pod-a", "pod-b", "net211")?.request, false)?;
@@ -24,17 +19,10 @@ pub(super) fn instead_of_routes(demo: &Demo, daemon: Daemon) -> Result<()> {
     say("weft's own routes are untouched:");
     demo.nothing_left_to_do("worker1")?;
     lab.each_node(|node| daemon.stop(node))?;
-    wait_for_routes(demo, false)?;
+    demo.cluster
+        .nodes()
+        .try_for_each(|node| demo.cluster.wait_for_announced(node.name(), false))?;
     say("With the nodes' daemons ended, what they announced is withdrawn:");
     demo.show(lab.router(), &["ip", "route"])?;
     daemon.stop(lab.router())
-}
-
-/// Waits until the router has a route to every node's pods by way of that node, or none.
-fn wait_for_routes(demo: &Demo, announced: bool) -> Result<()> {
-    demo.cluster.lab().nodes().iter().try_for_each(|node| {
-        let range = node.pod_range(Family::V4)?.to_string();
-        let via = node.address(Family::V4)?.to_string();
-        demo.router().wait_for_next_hop(&range, announced.then_some(via.as_str()))
-    })
 }

@@ -1,11 +1,15 @@
 //! What DEL, GC and teardown leave: nothing.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Chain, Cluster, Family, NODE_MAP, PingOptions, Pod, Section, Snapshot, conf};
-use serde_json::Value;
+use e2e::{
+    Chain, Cluster, Family, NODE_MAP, Node, PingOptions, Pod, Section, Snapshot, conf, weft_bin_dir,
+};
+use serde_json::{Value, json};
 
 use crate::assert_ping;
 
@@ -118,6 +122,81 @@ fn gc_removes_what_is_not_valid() -> Result<()> {
     lost.delete()?;
     assert_as_before(&before, &node.snapshot()?);
     chain.check(&kept, "eth0")?;
+    Ok(())
+}
+
+/// A chain of the network whose plugins run under strace, which notes netlink messages.
+fn traced(node: &Node, network: &Value) -> Result<Chain> {
+    let bin = weft_bin_dir()?;
+    let real = bin.join("veth").display().to_string();
+    let strace = "strace -f -qq -v -s 65536 -e trace=sendto,sendmsg -o /run/traced/calls";
+    node.write_file("/run/traced/veth", format!("#!/bin/sh\nexec {strace} {real}\n"))?;
+    node.sh("chmod +x /run/traced/veth")?;
+    Ok(Chain::new(node, network.clone(), &[Path::new("/run/traced"), &bin]))
+}
+
+/// Names of the host ends of a network.
+fn host_ends(node: &Node, network: &str) -> Result<Vec<String>> {
+    let links = node.json(&["ip", "-j", "link", "show", "type", "veth"])?;
+    let mark = format!("weft {network} ");
+    let is_of = |link: &&Value| link["ifalias"].as_str().is_some_and(|a| a.starts_with(&mark));
+    let links = links.as_array().map(Vec::as_slice).unwrap_or_default();
+    let names = links.iter().filter(is_of).filter_map(|link| link["ifname"].as_str());
+    Ok(names.map(str::to_owned).collect())
+}
+
+/// Each deletion of a link costs the kernel tens of milliseconds, in which nobody else
+/// can change one: GC deletes all of a network in one call, and nothing of others.
+#[test]
+fn gc_removes_many_links_in_one_call() -> Result<()> {
+    const COUNT: usize = 50;
+    let cluster = Cluster::lesson(conf::TUNNEL)?;
+    let (node, pods) = (cluster.node("worker1")?, cluster.chain("worker1")?);
+    let other = json!({ "cniVersion": "1.1.0", "name": "other", "plugins": [{ "type": "veth",
+        "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.9.0.0/16" }]] } }] });
+    let others = Chain::new(node, other, &[&weft_bin_dir()?]);
+    for number in 0..=COUNT {
+        let pod = node.pod(&format!("pod-{number}"))?;
+        pods.add(&pod, "eth0")?;
+        others.add(&pod, "net1")?;
+    }
+    // A runtime that lost its cache, so that no DEL comes before GC.
+    node.sh(&format!("rm -r {}", e2e::RESULTS))?;
+    let mine = host_ends(node, "pods")?;
+    ensure!(mine.len() == COUNT + 1, "{mine:?}");
+    let kept = [("pod-0", "eth0")];
+    let gc = |valid: &[(&str, &str)]| -> Result<(usize, Duration)> {
+        let started = Instant::now();
+        let chain = traced(node, pods.conflist())?;
+        chain.gc(valid).map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
+        let calls = node.read_file("/run/traced/calls")?;
+        Ok((calls.matches("RTM_DELLINK").count(), started.elapsed()))
+    };
+    let valid: Vec<String> = (0..COUNT - 2).map(|number| format!("pod-{number}")).collect();
+    let valid: Vec<_> = valid.iter().map(|id| (id.as_str(), "eth0")).collect();
+    let group = kernel::link::HOST_END_GROUP_REMOVED;
+    // With somebody's link in the group it goes one at a time.
+    node.sh(&format!("ip link add foreign type bridge; ip link set foreign group {group}"))?;
+    let (deletions, took) = gc(&valid)?;
+    ensure!(deletions == 3, "{deletions} deletions");
+    println!("3 links, one by one: {took:.0?}");
+    node.run_ok(&["ip", "link", "del", "foreign"])?;
+
+    let left = host_ends(node, "pods")?;
+    ensure!(left.len() == COUNT - 2, "{left:?}");
+    // As a GC leaves it that was killed half way.
+    let links = node.json(&["ip", "-j", "link", "show", "type", "veth"])?;
+    let is_last =
+        |link: &&Value| link["ifalias"].as_str().is_some_and(|a| a.contains("pod-47 eth0"));
+    let last = links.as_array().and_then(|links| links.iter().find(is_last)).context("pod-47")?;
+    node.ip_batch(&format!("link set {} down group {group}", last["ifname"]))?;
+    let (deletions, took) = gc(&kept)?;
+    println!("{} links in {deletions} call: {took:.0?}", left.len() - 1);
+    ensure!(deletions == 1, "{deletions} deletions");
+    ensure!(host_ends(node, "pods")?.len() == 1);
+    ensure!(host_ends(node, "other")?.len() == COUNT + 1, "another network's are gone");
+    let leases = node.sh("ls /var/lib/cni/networks/pods | grep -c '^10'")?;
+    ensure!(leases.trim() == "1", "{leases}");
     Ok(())
 }
 

@@ -18,16 +18,6 @@ fn seen(router: &Place, link: &str, from: &Pod, to: &Pod) -> Result<Vec<(usize, 
     Ok(shapes)
 }
 
-/// Gives the router the routes that it lacks for some nodes' pods.
-fn add_routes(cluster: &Cluster, nodes: &[&str]) -> Result<()> {
-    for name in nodes {
-        let node = cluster.node(name)?;
-        let (range, via) = (node.pod_range(Family::V4)?, node.address(Family::V4)?);
-        cluster.lab().router().ip_batch(&format!("route add {range} via {via}\n"))?;
-    }
-    Ok(())
-}
-
 #[test]
 fn native_takes_the_tunnel_away_and_needs_the_router_s_routes() -> Result<()> {
     let mut cluster = Cluster::lesson(conf::TUNNEL)?;
@@ -62,7 +52,7 @@ fn native_takes_the_tunnel_away_and_needs_the_router_s_routes() -> Result<()> {
     let ip = frame.ip().context("no IP")?;
     assert_eq!((ip.source, ip.destination), (a.addr(Family::V4)?, to));
 
-    add_routes(&cluster, &["worker1", "worker2"])?;
+    ["worker1", "worker2"].into_iter().try_for_each(|node| cluster.route_to(node))?;
     assert_eq!(seen(router, "net44", &a, &b)?, [(98, false), (98, false)]);
     assert_ping(&a, to, &PingOptions::exact(1500, to))?;
     assert!(ping(&a, to, &PingOptions::exact(1501, to))?.too_big());
@@ -79,7 +69,7 @@ fn hybrid_takes_one_way_for_both_directions_of_each_pair() -> Result<()> {
     let cluster = Cluster::lesson(conf::HYBRID)?;
     let control = cluster.pod("control-plane", "pod-c")?;
     let (a, b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
-    add_routes(&cluster, &["control-plane", "worker1"])?;
+    ["control-plane", "worker1"].into_iter().try_for_each(|node| cluster.route_to(node))?;
     let router = cluster.lab().router();
     let (native, tunnel) = ([(98, false); 2], [(148, true); 2]);
     for (from, to) in [(&control, &a), (&a, &control)] {

@@ -1,12 +1,13 @@
-//! The map changes, or a node does.
+//! The map or a part of it cannot be used.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Chain, Families, Family, Topology};
+use e2e::{Chain, Families, Topology};
 use serde_json::{Value, json};
 
-use crate::stage::{DEADLINE, Stage, TRIGGERS, Trigger, conflist};
+use crate::stage::{DEADLINE, Stage, Trigger, conflist};
+use crate::traffic::Calm;
 
 const LAST: usize = 2;
 
@@ -25,173 +26,22 @@ fn traces(stage: &Stage, index: usize, words: &[&str]) -> Result<Vec<String>> {
     Ok(lines.map(str::to_owned).collect())
 }
 
+/// Its own record is gone: pods go on, nothing is taken away, and it says so.
 #[test]
-fn a_node_leaves_and_joins() -> Result<()> {
+fn a_nodes_own_record_vanishes() -> Result<()> {
     let stage = Stage::new(json!({}))?;
     let traffic = stage.traffic()?;
     let map = stage.lab.topology().node_map();
-    for trigger in TRIGGERS {
-        let started = Instant::now();
-        stage.lab.write_node_map(&without(&map, LAST))?;
-        (0..LAST).try_for_each(|index| stage.trigger(index, trigger))?;
-        for index in 0..LAST {
-            let words = ["10.0.2.0", "192.168.44.128", "0a:58:0a:00:02:00", "fd10:0:0:2"];
-            let left = traces(&stage, index, &words)?;
-            ensure!(left.is_empty(), "{trigger:?}: {left:#?}");
-        }
-        // Its own record is gone: pods go on, nothing is taken away, and it says so.
-        let before = stage.state(LAST, &["weft.1"])?;
-        let Err(error) = stage.chains[LAST].status() else { bail!("STATUS without a record") };
-        ensure!(error.code == 50 && error.msg.contains("worker2"), "{error}");
-        let error = stage.pod(LAST, "refused").err().context("ADD without a record")?;
-        ensure!(error.to_string().contains("code 7"), "{error}");
-        stage.chains[LAST].del_with(e2e::Runtime {
-            container: "refused",
-            netns: "",
-            ifname: "eth0",
-        })?;
-        stage.node(LAST).sh("umount -n /run/netns/refused; rm /run/netns/refused")?;
-        ensure!(stage.state(LAST, &["weft.1"])? == before, "something was taken away");
-        stage.lab.write_node_map(&map)?;
-        let joined = Instant::now();
-        stage.trigger_all(trigger)?;
-        let run = joined.elapsed();
-        let talks = traffic.wait_all(joined + run, DEADLINE)?;
-        println!("node joins: {trigger:?} everywhere took {run:.0?}, all talk {talks:.0?} later");
-        let gap = traffic.longest_gap(started, |nodes| !nodes.contains(&LAST));
-        ensure!(gap < Duration::from_secs(1), "the others stalled {gap:?}");
-    }
-    Ok(())
-}
-
-#[test]
-fn a_nodes_address_changes_in_either_order() -> Result<()> {
-    let stage = Stage::new(json!({}))?;
-    let traffic = stage.traffic()?;
-    let mut map = stage.lab.topology().node_map();
-    let node = stage.node(LAST);
-    let mut old = "192.168.44.128".to_owned();
-    for (number, trigger) in (201..).zip(TRIGGERS.into_iter().cycle().take(6)) {
-        let new = format!("192.168.44.{number}");
-        map["nodes"][LAST]["addresses"] = json!([new]);
-        let move_address = || {
-            node.sh(&format!(
-                "ip address del {old}/24 dev eth0; ip address add {new}/24 dev eth0
-                 ip route add default via 192.168.44.129"
-            ))
-        };
-        let kernel_first = number % 2 == 0;
-        if kernel_first {
-            move_address()?;
-            // Still known by its name; nothing fails meanwhile.
-            stage.trigger_all(Trigger::Status)?;
-            stage.lab.write_node_map(&map)?;
-        } else {
-            stage.lab.write_node_map(&map)?;
-            stage.trigger_all(Trigger::Status)?;
-            move_address()?;
-        }
-        let done = Instant::now();
-        stage.trigger_all(trigger)?;
-        let run = done.elapsed();
-        let talks = traffic.wait_all(done + run, DEADLINE).with_context(|| new.clone())?;
-        let order = if kernel_first { "kernel, then map" } else { "map, then kernel" };
-        println!(
-            "address changes ({order}): {trigger:?} took {run:.0?}, all talk {talks:.0?} later"
-        );
-        let link = node.run_ok(&["ip", "-d", "link", "show", "weft.1"])?;
-        ensure!(link.contains(&format!("local {new} ")), "{link}");
-        old = new;
-    }
-    Ok(())
-}
-
-#[test]
-fn a_node_is_rebooted_and_rebuilt_under_its_name() -> Result<()> {
-    for rebuilt in [false, true] {
-        let mut stage = Stage::new(json!({}))?;
-        let traffic = stage.traffic()?;
-        drop(traffic);
-        stage.pods.pop();
-        let node = stage.node(LAST);
-        stage.lab.reboot(node)?;
-        if rebuilt {
-            node.sh("rm -rf /var/lib/cni; ip address del 192.168.44.128/24 dev eth0
-                ip address add 192.168.44.77/24 dev eth0
-                ip route add default via 192.168.44.129")?;
-            let mut map = stage.lab.topology().node_map();
-            map["nodes"][LAST]["addresses"] = json!(["192.168.44.77"]);
-            stage.lab.write_node_map(&map)?;
-            stage.trigger(0, Trigger::Status)?;
-            stage.trigger(1, Trigger::Add)?;
-        }
-        let started = Instant::now();
-        let pod = stage.pod(LAST, "after")?;
-        let added = started.elapsed();
-        stage.pods.push(pod);
-        let talks = stage.traffic()?.wait_all(started, DEADLINE)?;
-        let what = if rebuilt { "rebuilt" } else { "rebooted" };
-        println!("node {what}: its first ADD took {added:.0?}, all talk after {talks:.0?}");
-        for index in 0..3 {
-            ensure!(stage.is_converged(index)?, "{}", stage.weft(index, &["plan"])?);
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn pod_ranges_are_reassigned() -> Result<()> {
-    for trigger in TRIGGERS {
-        let mut stage = Stage::new(json!({}))?;
-        let mut map = stage.lab.topology().node_map();
-        // The last two exchange their ranges.
-        let ranges = map["nodes"][1]["podCIDRs"].take();
-        map["nodes"][1]["podCIDRs"] = map["nodes"][LAST]["podCIDRs"].take();
-        map["nodes"][LAST]["podCIDRs"] = ranges;
-        stage.lab.write_node_map(&map)?;
-        let started = Instant::now();
-        stage.trigger_all(trigger)?;
-        let run = started.elapsed();
-        for index in [1, LAST] {
-            let pod = stage.pod(index, "new")?;
-            let other = if index == 1 { "10.0.2." } else { "10.0.1." };
-            ensure!(pod.addr(Family::V4)?.to_string().starts_with(other));
-            stage.pods[index] = pod;
-        }
-        let talks = stage.traffic()?.wait_all(started, DEADLINE)?;
-        println!("ranges exchanged: {trigger:?} took {run:.0?}, new pods talk after {talks:.0?}");
-        for index in 0..3 {
-            ensure!(stage.is_converged(index)?, "{}", stage.weft(index, &["plan"])?);
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn a_record_has_no_range_yet() -> Result<()> {
-    let topology = Topology::lesson(Families::V4, Families::Both);
-    let mut stage = Stage::without_pods(topology, json!({}))?;
-    let whole = stage.lab.topology().node_map();
-    let mut map = whole.clone();
-    map["nodes"][LAST]["podCIDRs"] = json!([]);
-    stage.lab.write_node_map(&map)?;
-    for index in 0..LAST {
-        let pod = stage.pod(index, "pod")?;
-        stage.pods.push(pod);
-    }
-    let pod = stage.node(LAST).pod("pod")?;
-    let Err(error) = stage.chains[LAST].add(&pod, "eth0") else { bail!("ADD without a range") };
-    ensure!(error.code == 11 && error.msg.contains("podCIDRs"), "{error}");
-    let Err(error) = stage.chains[LAST].status() else { bail!("STATUS without a range") };
-    ensure!(error.code == 50, "{error}");
-    stage.lab.write_node_map(&whole)?;
-    let started = Instant::now();
-    stage.chains[LAST].add(&pod, "eth0")?;
-    stage.pods.push(pod);
-    (0..LAST).try_for_each(|index| stage.trigger(index, Trigger::Status))?;
-    let talks = stage.traffic()?.wait_all(started, DEADLINE)?;
-    println!("range given: ADD there, STATUS elsewhere, all talk after {talks:.0?}");
-    Ok(())
+    let before = stage.state(LAST, &["weft.1"])?;
+    stage.lab.write_node_map(&without(&map, LAST))?;
+    let Err(error) = stage.chains[LAST].status() else { bail!("STATUS without a record") };
+    ensure!(error.code == 50 && error.msg.contains("worker2"), "{error}");
+    let error = stage.pod(LAST, "refused").err().context("ADD without a record")?;
+    ensure!(error.to_string().contains("code 7"), "{error}");
+    let runtime = e2e::Runtime { container: "refused", netns: "", ifname: "eth0" };
+    stage.chains[LAST].del_with(runtime)?;
+    ensure!(stage.state(LAST, &["weft.1"])? == before, "something was taken away");
+    traffic.wait_all(Instant::now(), DEADLINE).map(drop)
 }
 
 /// Records with mistakes, each of which once was worker2's.
@@ -222,9 +72,10 @@ fn mistakes(map: &Value) -> Vec<(&'static str, Value)> {
 #[test]
 fn one_bad_record_takes_nothing_down() -> Result<()> {
     let stage = Stage::new(json!({}))?;
-    let traffic = stage.traffic()?;
+    let (traffic, streams) = (stage.traffic()?, stage.streams([0, 1])?);
     let map = stage.lab.topology().node_map();
     for (name, bad) in mistakes(&map) {
+        let mark = streams.mark()?;
         let started = Instant::now();
         stage.lab.write_node_map(&bad)?;
         for index in 0..LAST {
@@ -240,9 +91,13 @@ fn one_bad_record_takes_nothing_down() -> Result<()> {
         traffic.wait_all(since, DEADLINE).context(name)?;
         let gap = traffic.longest_gap(started, |_| true);
         ensure!(gap < Duration::from_secs(1), "{name}: stalled {gap:?}");
-        println!("{name}: longest gap {gap:.0?}");
         stage.lab.write_node_map(&map)?;
         stage.trigger_all(Trigger::Sync)?;
+        let Calm { stall, retransmissions } = streams.assert_calm(&mark).context(name)?;
+        println!(
+            "{name}: longest gap {gap:.0?}; unaffected TCP: longest wait {stall:.0?}, \
+             {retransmissions} segments again"
+        );
     }
     Ok(())
 }

@@ -1,182 +1,290 @@
-//! One node loses something of its own. Every trigger brings it back, and a pair of
-//! nodes that has nothing to do with it notices nothing.
+//! A node loses something of its own: its device, entries, tables, underlay. Every
+//! trigger brings it back, and nodes that have nothing to do with it notice nothing.
 
-use std::time::{Duration, Instant};
+use anyhow::{Result, ensure};
 
-use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use crate::event::{DAMAGE, Event, HIT, Scene, assert_mtu};
+use crate::nodes::{MOVES_KERNEL_FIRST, MOVES_MAP_FIRST};
+use crate::stage::{DEADLINE, Trigger};
 
-use crate::stage::{DEADLINE, Stage, TRIGGERS, Trigger, difference};
+/// Something that an ADD sees.
+macro_rules! damage {
+    ($name:literal, $script:expr) => {
+        &Event { name: $name, happen: |scene| scene.damage($script), ..DAMAGE }
+    };
+}
 
-/// worker1, the node that is damaged.
-const HIT: usize = 1;
-/// A retransmission's time-out is at least 200 ms (RTO_MIN); machines are busy.
-const ONE_RETRANSMISSION: Duration = Duration::from_millis(1000);
+/// One of many entries, at which an ADD may not look.
+macro_rules! one_of_many {
+    ($name:literal, $script:expr) => {
+        &Event { name: $name, happen: |scene| scene.damage($script), seen_by_add: false, ..DAMAGE }
+    };
+}
 
-/// What is damaged, how, and whether the damage is seen by an ADD: the device, a
-/// table, or entries of all peers.
-const DAMAGES: [(&str, &str, bool); 17] = [
-    ("device deleted", "ip link del weft.1", true),
-    ("device renamed", "ip link set weft.1 down; ip link set weft.1 name x1 up", true),
-    ("MAC rewritten", "ip link set weft.1 address 02:00:00:00:00:99", true),
-    ("device down and up", "ip link set weft.1 down; ip link set weft.1 up", true),
-    ("device down", "ip link set weft.1 down", true),
-    ("device's MTU lowered", "ip link set weft.1 mtu 1300", true),
-    ("device's address gone", "ip address flush dev weft.1", true),
-    ("device's end moved", "ip link set weft.1 type vxlan local 192.168.211.99", true),
-    (
-        "routes flushed",
-        "ip route show proto 87 | sed 's/ nhid.*//; s/ proto.*//' | while read -r route; do \
-         ip route del $route proto 87; done; ip -6 route flush proto 87",
-        true,
+/// `ip route flush` asks for a deletion by nexthop and gateway, which the kernel refuses.
+const FLUSH_ROUTES: &str = "ip route show proto 87 | sed 's/ nhid.*//; s/ proto.*//' | \
+     while read -r route; do ip route del $route proto 87; done; ip -6 route flush proto 87";
+
+const DEVICE: &[&Event] = &[
+    damage!("device deleted", "ip link del weft.1"),
+    damage!("device renamed", "ip link set weft.1 down; ip link set weft.1 name x1 up"),
+    damage!("device renamed while up", "ip link set weft.1 name x1"),
+    damage!("device's MAC rewritten", "ip link set weft.1 address 02:00:00:00:00:99"),
+    damage!("device down and up", "ip link set weft.1 down; ip link set weft.1 up"),
+    damage!("device down", "ip link set weft.1 down"),
+    damage!("device's MTU lowered", "ip link set weft.1 mtu 1300"),
+    damage!("device's address gone", "ip address flush dev weft.1"),
+    damage!("device's end moved", "ip link set weft.1 type vxlan local 192.168.3.99"),
+    damage!("device's mark gone", "ip link set weft.1 alias ''"),
+    damage!(
+        "device made anew by another",
+        "ip link del weft.1; ip link add weft.1 type vxlan id 1 dstport 8472 dev eth0; ip link set weft.1 up"
     ),
-    ("nexthops flushed", "ip nexthop flush proto 87 >/dev/null 2>&1", false),
-    ("FDB flushed", "bridge fdb flush dev weft.1", true),
-    (
-        "neighbours flushed",
-        "ip -4 neigh flush dev weft.1 nud permanent; ip -6 neigh flush dev weft.1 nud permanent",
-        true,
+    damage!("device learns", "ip link set weft.1 type vxlan learning"),
+    damage!(
+        "device in a bridge",
+        "ip link add br9 type bridge 2>&1 || true; ip link set weft.1 master br9"
     ),
-    ("own range gone", "ip route del unreachable 10.0.1.0/24 metric 8", true),
-    ("ruleset flushed", "nft flush ruleset", true),
-    ("a table deleted", "nft delete table inet weft_87_tunnel", true),
-    ("one peer's route gone", "ip route del 10.0.2.0/24", false),
-    ("one peer's FDB entry gone", "bridge fdb del 0a:58:0a:00:02:00 dev weft.1", false),
+    damage!("device without IPv6", "echo 1 >/proc/sys/net/ipv6/conf/weft.1/disable_ipv6"),
 ];
 
 #[test]
-fn what_a_node_loses_comes_back_by_every_trigger() -> Result<()> {
-    let stage = Stage::new(json!({}))?;
-    let traffic = stage.traffic()?;
-    let whole = stage.state(HIT, &["weft.1"])?;
-    for (name, damage, seen_by_add) in DAMAGES {
-        for trigger in TRIGGERS {
-            if trigger == Trigger::Add && !seen_by_add {
-                continue;
-            }
-            let context = || format!("{name}, {trigger:?}");
-            let started = Instant::now();
-            stage.node(HIT).sh(damage).with_context(context)?;
-            ensure!(!stage.is_converged(HIT)?, "{}: nothing is wrong", context());
-            let broken = Instant::now();
-            stage.trigger(HIT, trigger).with_context(context)?;
-            let run = broken.elapsed();
-            let talks = traffic.wait_all(broken + run, DEADLINE).with_context(context)?;
-            let gap = traffic.longest_gap(started, |nodes| !nodes.contains(&HIT));
-            println!("{name}: {trigger:?} took {run:.0?}, all talk {talks:.0?} later");
-            ensure!(gap < ONE_RETRANSMISSION, "{}: others stalled {gap:?}", context());
-            ensure!(stage.is_converged(HIT)?, "{}: not whole", context());
-            let now = stage.state(HIT, &["weft.1"])?;
-            ensure!(now == whole, "{}:\n{}", context(), difference(&whole, &now));
-        }
-    }
-    Ok(())
+fn the_device_is_brought_back() -> Result<()> {
+    Scene::tunnel()?.play(DEVICE)
 }
 
-/// Taken down, the underlay loses what the host has on it, and nothing of the overlay.
+const ENTRIES: &[&Event] = &[
+    damage!("routes flushed", FLUSH_ROUTES),
+    damage!("nexthops flushed", "ip nexthop flush proto 87 >/dev/null 2>&1"),
+    damage!("FDB flushed", "bridge fdb flush dev weft.1"),
+    damage!(
+        "neighbours flushed",
+        "ip -4 neigh flush dev weft.1 nud permanent; ip -6 neigh flush dev weft.1 nud permanent"
+    ),
+    damage!("own range's route gone", "ip route del unreachable 10.0.3.0/24 metric 8"),
+    damage!("own IPv6 range's route gone", "ip -6 route del unreachable fd10:0:0:3::/64 metric 8"),
+    damage!("nft ruleset flushed", "nft flush ruleset"),
+    damage!("an nft table deleted", "nft delete table inet weft_87_tunnel"),
+    one_of_many!("one peer's route gone", "ip route del 10.0.4.0/24"),
+    one_of_many!("one peer's IPv6 route gone", "ip -6 route del fd10:0:0:4::/64"),
+    one_of_many!("one peer's FDB entry gone", "bridge fdb del 0a:58:0a:00:04:00 dev weft.1"),
+    one_of_many!(
+        "one peer's FDB entry elsewhere",
+        "bridge fdb replace 0a:58:0a:00:04:00 dev weft.1 dst 192.168.9.9 self permanent"
+    ),
+    one_of_many!("one peer's neighbour gone", "ip neigh del 10.0.4.0 dev weft.1"),
+    one_of_many!(
+        "one peer's neighbour another",
+        "ip neigh replace 10.0.4.0 lladdr 02:00:00:00:00:99 nud permanent dev weft.1"
+    ),
+    one_of_many!(
+        "one peer's neighbour not permanent",
+        "ip neigh replace 10.0.4.0 lladdr 0a:58:0a:00:04:00 nud stale dev weft.1"
+    ),
+    one_of_many!(
+        "a surplus route with our mark",
+        "ip route add 10.0.77.0/24 via 10.0.4.0 dev weft.1 onlink proto 87 metric 8"
+    ),
+    &Event {
+        name: "forwarding switched off",
+        happen: |scene| {
+            scene.damage(
+                "echo 0 >/proc/sys/net/ipv4/ip_forward
+                 echo 0 >/proc/sys/net/ipv6/conf/all/forwarding",
+            )
+        },
+        drifts: false,
+        ..DAMAGE
+    },
+    one_of_many!(
+        "one peer's nexthop gone",
+        "ip nexthop del $(ip nexthop | grep 'via 10.0.4.0 ' | cut -d' ' -f1,2)"
+    ),
+];
+
 #[test]
-fn the_underlay_goes_down_and_comes_up() -> Result<()> {
-    let stage = Stage::new(json!({}))?;
-    let traffic = stage.traffic()?;
-    let node = stage.node(HIT);
-    let started = Instant::now();
-    node.sh("ip link set eth0 down")?;
-    // What runs meanwhile does no harm and does not fail.
-    stage.trigger(HIT, Trigger::Status)?;
-    stage.trigger(HIT, Trigger::Sync)?;
-    node.sh("ip link set eth0 up; ip route add default via 192.168.211.129")?;
-    let up = Instant::now();
-    stage.trigger(HIT, Trigger::Status)?;
-    let talks = traffic.wait_all(up, DEADLINE)?;
-    println!("underlay down and up: STATUS, all talk after {talks:.0?}");
-    ensure!(stage.is_converged(HIT)?);
-    let gap = traffic.longest_gap(started, |nodes| !nodes.contains(&HIT));
-    ensure!(gap < ONE_RETRANSMISSION, "others stalled {gap:?}");
-    Ok(())
+fn entries_are_brought_back() -> Result<()> {
+    Scene::tunnel()?.play(ENTRIES)
+}
+
+/// Another program's route for a peer's range: of it the operator is told, it is left alone,
+/// and all other peers are served. The event is that it goes.
+fn put_in_the_way(scene: &mut Scene, metric: u32) -> Result<()> {
+    let route = format!("10.0.4.0/24 metric {metric}");
+    scene
+        .damage(&format!("ip route del 10.0.4.0/24 proto 87; ip route add unreachable {route}"))?;
+    scene.damage("ip route del 10.0.1.0/24 proto 87")?;
+    let sync = scene.stage.weft(HIT, &["sync"])?;
+    ensure!(sync.status.code() == Some(1) && sync.stderr.contains("10.0.4.0/24"), "{sync}");
+    scene.stage.trigger(HIT, Trigger::Status)?;
+    scene.stage.trigger(HIT, Trigger::Add)?;
+    let kept = scene.hit().run_ok(&[
+        "ip",
+        "route",
+        "show",
+        "10.0.4.0/24",
+        "metric",
+        &metric.to_string(),
+    ])?;
+    ensure!(kept.contains("unreachable"), "it is gone: {kept}");
+    let now = std::time::Instant::now();
+    scene.traffic.wait_for(now, DEADLINE, |nodes| nodes != [HIT, 3]).map(drop)
+}
+
+const IN_THE_WAY: &[&Event] = &[
+    &Event {
+        name: "another program's route goes",
+        prepare: |scene| put_in_the_way(scene, 8),
+        happen: |scene| scene.damage("ip route del unreachable 10.0.4.0/24 metric 8"),
+        seen_by_add: false,
+        restores: false,
+        ..DAMAGE
+    },
+    &Event {
+        name: "another program's better route goes",
+        prepare: |scene| put_in_the_way(scene, 0),
+        happen: |scene| scene.damage("ip route del unreachable 10.0.4.0/24 metric 0"),
+        // Ours is there behind it.
+        drifts: false,
+        restores: false,
+        ..DAMAGE
+    },
+];
+
+#[test]
+fn another_programs_route_is_in_the_way() -> Result<()> {
+    Scene::tunnel()?.play(IN_THE_WAY)
+}
+
+/// Takes the underlay down and up, and gives it back what it loses by that.
+fn down_and_up(scene: &mut Scene) -> Result<()> {
+    scene.damage("ip link set eth0 down")?;
+    // What runs meanwhile does no harm, and fails only where no address is left.
+    let status = scene.stage.chains[HIT].status().map_err(|error| (error.code, error.msg));
+    let sync = scene.stage.weft(HIT, &["sync"])?;
+    let addresses = scene.hit().run_ok(&["ip", "-o", "address", "show", "dev", "eth0"])?;
+    if addresses.is_empty() {
+        ensure!(matches!(&status, Err((50, msg)) if msg.contains("no interface")), "{status:?}");
+        ensure!(sync.status.code() == Some(1), "{sync}");
+    } else {
+        ensure!(status.is_ok() && sync.success(), "{status:?}, {sync}");
+    }
+    let host = scene.hit().host();
+    let mut script = String::from("ip link set eth0 up\n");
+    for address in host.addresses.iter().filter(|address| address.is_ipv6()) {
+        script.push_str(&format!("ip address replace {address} dev eth0 nodad\n"));
+    }
+    for gateway in &scene.stage.lab.topology().links[host.link].router {
+        if host.addresses.iter().any(|own| own.is_ipv4() == gateway.is_ipv4()) {
+            script.push_str(&format!("ip route replace default via {}\n", gateway.ip()));
+        }
+    }
+    scene.damage(&script)?;
+    scene.hit().wait_link("eth0")
+}
+
+/// Pulls the cable, and plugs it in.
+fn unplug(scene: &mut Scene) -> Result<()> {
+    scene.stage.lab.set_cable(scene.hit(), false)?;
+    // Pods on the node go on talking to each other, and new ones come.
+    scene.stage.trigger(HIT, Trigger::Status)?;
+    scene.stage.trigger(HIT, Trigger::Add)?;
+    let sync = scene.stage.weft(HIT, &["sync"])?;
+    ensure!(sync.success() || sync.stderr.contains("Carrier"), "{sync}");
+    scene.stage.lab.set_cable(scene.hit(), true)
+}
+
+/// In the tunnel none of ours is on the underlay, and nothing has to be repaired.
+const TUNNEL_UNDERLAY: &[&Event] = &[
+    &Event { name: "underlay down and up", happen: down_and_up, drifts: false, ..DAMAGE },
+    &Event { name: "cable pulled", happen: unplug, drifts: false, ..DAMAGE },
+    &Event {
+        name: "underlay's MTU lowered",
+        happen: |scene| scene.damage("ip link set eth0 mtu 1400"),
+        check: |scene| {
+            assert_mtu(scene.hit(), "weft.1", 1350)?;
+            assert_mtu(&scene.stage.pods[HIT], "eth0", 1350)
+        },
+        undo: |scene| {
+            scene.damage("ip link set eth0 mtu 1500")?;
+            scene.stage.trigger(HIT, Trigger::Sync)
+        },
+        restores: false,
+        ..DAMAGE
+    },
+    &Event {
+        name: "underlay's MTU raised",
+        prepare: |scene| {
+            scene.damage("ip link set eth0 mtu 1400")?;
+            scene.stage.trigger(HIT, Trigger::Sync)
+        },
+        happen: |scene| scene.damage("ip link set eth0 mtu 1500"),
+        check: |scene| {
+            assert_mtu(scene.hit(), "weft.1", 1450)?;
+            assert_mtu(&scene.stage.pods[HIT], "eth0", 1450)
+        },
+        restores: false,
+        ..DAMAGE
+    },
+];
+
+#[test]
+fn the_underlay_of_the_tunnel_changes() -> Result<()> {
+    Scene::tunnel()?.play(TUNNEL_UNDERLAY)
+}
+
+/// Taken down, an interface loses its IPv6 addresses, of which one is the tunnel's end.
+const TUNNEL_OVER_IPV6: &[&Event] = &[
+    damage!("over IPv6: device deleted", "ip link del weft.1"),
+    &Event {
+        name: "over IPv6: underlay down and up",
+        happen: down_and_up,
+        drifts: false,
+        ..DAMAGE
+    },
+    &Event { name: "over IPv6: cable pulled", happen: unplug, drifts: false, ..DAMAGE },
+    &Event { name: "over IPv6: address changes, kernel first", ..MOVES_KERNEL_FIRST },
+    &Event { name: "over IPv6: address changes, map first", ..MOVES_MAP_FIRST },
+];
+
+#[test]
+fn a_tunnel_over_ipv6_is_brought_back() -> Result<()> {
+    Scene::tunnel_over_ipv6()?.play(TUNNEL_OVER_IPV6)
 }
 
 /// Without a tunnel the routes are on the underlay and go with it.
-#[test]
-fn the_underlay_of_direct_routes_goes_down_and_comes_up() -> Result<()> {
-    use e2e::{Families, Spread, Topology};
-    let topology = Topology::nodes(3, Spread::Shared(3), Families::Both, Families::Both);
-    let mut stage = Stage::without_pods(topology, json!({ "routingMode": "native" }))?;
-    for index in 0..3 {
-        let pod = stage.pod(index, "pod")?;
-        stage.pods.push(pod);
-    }
-    stage.settle()?;
-    let traffic = stage.traffic()?;
-    for trigger in TRIGGERS {
-        let node = stage.node(HIT);
-        node.sh(
-            "ip link set eth0 down; ip link set eth0 up; ip address add fd00:1::2/64 dev eth0 nodad
-            ip route add default via 192.168.1.254; ip -6 route add default via fd00:1::fe",
-        )?;
-        node.wait_until("eth0 has its carrier", DEADLINE, || {
-            let link = node.json(&["ip", "-j", "link", "show", "eth0"])?;
-            Ok((link[0]["operstate"] == "UP").then_some(()))
-        })?;
-        ensure!(!stage.is_converged(HIT)?, "the routes stayed");
-        let up = Instant::now();
-        stage.trigger(HIT, trigger)?;
-        let talks = traffic.wait_all(up, DEADLINE).with_context(|| format!("{trigger:?}"))?;
-        println!("native underlay down and up: {trigger:?}, all talk after {talks:.0?}");
-        ensure!(stage.is_converged(HIT)?);
-    }
-    Ok(())
-}
+const NATIVE: &[&Event] = &[
+    &Event { name: "native: underlay down and up", happen: down_and_up, ..DAMAGE },
+    // With the carrier the kernel takes nexthop objects away (`nexthop_flush_dev`).
+    &Event { name: "native: cable pulled", happen: unplug, ..DAMAGE },
+    damage!("native: routes flushed", FLUSH_ROUTES),
+    damage!("native: nft ruleset flushed", "nft flush ruleset"),
+    one_of_many!("native: one peer's route gone", "ip route del 10.0.4.0/24"),
+    &Event {
+        name: "native: underlay's MTU lowered",
+        happen: |scene| scene.damage("ip link set eth0 mtu 1400"),
+        check: |scene| assert_mtu(&scene.stage.pods[HIT], "eth0", 1400),
+        undo: |scene| {
+            scene.damage("ip link set eth0 mtu 1500")?;
+            scene.stage.trigger(HIT, Trigger::Sync)
+        },
+        restores: false,
+        ..DAMAGE
+    },
+    &Event {
+        name: "native: underlay's MTU raised",
+        prepare: |scene| {
+            scene.damage("ip link set eth0 mtu 1400")?;
+            scene.stage.trigger(HIT, Trigger::Sync)
+        },
+        happen: |scene| scene.damage("ip link set eth0 mtu 1500"),
+        check: |scene| assert_mtu(&scene.stage.pods[HIT], "eth0", 1500),
+        restores: false,
+        ..DAMAGE
+    },
+];
 
 #[test]
-fn the_underlays_mtu_goes_down_and_up() -> Result<()> {
-    let stage = Stage::new(json!({}))?;
-    let traffic = stage.traffic()?;
-    for (mtu, trigger) in
-        [(1400, Trigger::Sync), (1500, Trigger::Status), (1380, Trigger::Add), (1500, Trigger::Add)]
-    {
-        let node = stage.node(HIT);
-        node.sh(&format!("ip link set eth0 mtu {mtu}"))?;
-        ensure!(!stage.is_converged(HIT)?, "{mtu}: nothing to do");
-        let broken = Instant::now();
-        stage.trigger(HIT, trigger)?;
-        let talks = traffic.wait_all(broken, DEADLINE)?;
-        println!("underlay's MTU {mtu}: {trigger:?}, all talk after {talks:.0?}");
-        let inner = mtu - 50;
-        for (place, link) in [(&**node, "weft.1"), (&*stage.pods[HIT], "eth0")] {
-            let shown = place.run_ok(&["ip", "link", "show", link])?;
-            ensure!(shown.contains(&format!("mtu {inner} ")), "{trigger:?}: {shown}");
-        }
-        ensure!(stage.is_converged(HIT)?);
-    }
-    Ok(())
-}
-
-/// Of another program's route for a peer's range the operator is told; all other
-/// peers are served, and when it goes ours comes.
-#[test]
-fn another_programs_route_is_in_the_way() -> Result<()> {
-    let stage = Stage::new(json!({}))?;
-    let traffic = stage.traffic()?;
-    for metric in [8, 0] {
-        let route = format!("unreachable 10.0.2.0/24 metric {metric}");
-        let node = stage.node(HIT);
-        node.sh(&format!("ip route del 10.0.2.0/24 proto 87; ip route add {route}"))?;
-        node.sh("ip route del 10.0.0.0/24 proto 87")?;
-        let broken = Instant::now();
-        let sync = stage.weft(HIT, &["sync"])?;
-        ensure!(sync.status.code() == Some(1) && sync.stderr.contains("10.0.2.0/24"), "{sync}");
-        let kept =
-            node.run_ok(&["ip", "route", "show", "10.0.2.0/24", "metric", &metric.to_string()])?;
-        ensure!(kept.contains("unreachable"), "it is gone: {kept}");
-        traffic.wait_for(broken, DEADLINE, |nodes| nodes == [0, HIT])?;
-        stage.trigger(HIT, Trigger::Status)?;
-        stage.trigger(HIT, Trigger::Add)?;
-        node.sh(&format!("ip route del {route}"))?;
-        let gone = Instant::now();
-        stage.trigger(HIT, Trigger::Status)?;
-        let talks = traffic.wait_all(gone, DEADLINE)?;
-        println!("foreign route of metric {metric} gone: STATUS, all talk after {talks:.0?}");
-        ensure!(stage.is_converged(HIT)?);
-    }
-    Ok(())
+fn direct_routes_are_brought_back() -> Result<()> {
+    Scene::native()?.play(NATIVE)
 }

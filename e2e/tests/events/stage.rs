@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 use e2e::{Chain, Families, Family, Lab, Node, Output, Pod, Topology, weft_bin_dir};
 use serde_json::{Value, json};
 
-use crate::traffic::{Flow, Traffic};
+use crate::traffic::{Flow, Streams, Traffic};
+use crate::units;
 
 /// What a test waits at most for something that takes milliseconds.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -19,12 +20,15 @@ pub(crate) enum Trigger {
     Add,
     /// STATUS, a runtime's tick.
     Status,
-    /// `weft sync`, by hand or a systemd unit.
+    /// `weft sync` by hand.
     Sync,
+    /// What the systemd service starts, with the capabilities that it has.
+    Unit,
 }
 
 /// All of them.
-pub(crate) const TRIGGERS: [Trigger; 3] = [Trigger::Sync, Trigger::Status, Trigger::Add];
+pub(crate) const TRIGGERS: [Trigger; 4] =
+    [Trigger::Sync, Trigger::Unit, Trigger::Status, Trigger::Add];
 
 /// A lab with weft on every node.
 pub(crate) struct Stage {
@@ -49,7 +53,12 @@ pub(crate) fn conflist(keys: Value) -> Value {
 impl Stage {
     /// The lesson's three nodes, pods with both families, each node synced with a pod.
     pub(crate) fn new(keys: Value) -> Result<Stage> {
-        let mut stage = Stage::without_pods(Topology::lesson(Families::V4, Families::Both), keys)?;
+        Stage::with_pods(Topology::lesson(Families::V4, Families::Both), keys)
+    }
+
+    /// The same with another topology.
+    pub(crate) fn with_pods(topology: Topology, keys: Value) -> Result<Stage> {
+        let mut stage = Stage::without_pods(topology, keys)?;
         for index in 0..stage.lab.nodes().len() {
             let pod = stage.pod(index, "pod")?;
             stage.pods.push(pod);
@@ -65,6 +74,7 @@ impl Stage {
         let chain = |node: &Node| Chain::new(node, conflist(keys.clone()), &[&bin]);
         let chains: Vec<Chain> = lab.nodes().iter().map(chain).collect();
         chains.iter().try_for_each(Chain::install)?;
+        lab.each_node(|node| units::install(node, &bin))?;
         Ok(Stage { lab, bin, chains, pods: Vec::new() })
     }
 
@@ -109,15 +119,25 @@ impl Stage {
         }
     }
 
-    /// Sets off the trigger on one node; it has to succeed.
+    /// Sets off the trigger on one node; it has to succeed. ADD's pod is removed.
     pub(crate) fn trigger(&self, index: usize, trigger: Trigger) -> Result<()> {
+        let pod = self.set_off(index, trigger)?;
+        pod.map_or(Ok(()), |pod| self.remove(index, &pod))
+    }
+
+    /// Sets off the trigger on one node; it has to succeed. Returns the pod of an ADD.
+    pub(crate) fn set_off(&self, index: usize, trigger: Trigger) -> Result<Option<Pod>> {
         match trigger {
-            Trigger::Sync => self.weft(index, &["sync"])?.ok().map(drop),
-            Trigger::Status => Ok(self.chains[index].status()?),
-            Trigger::Add => {
-                let pod = self.pod(index, "trigger")?;
-                self.remove(index, &pod)
+            Trigger::Sync => self.weft(index, &["sync"])?.ok().map(|_| None),
+            Trigger::Unit => {
+                let command = units::start_command(&units::kept_capabilities()?)?;
+                self.node(index).run_ok(&command).map(|_| None)
             }
+            Trigger::Status => {
+                self.chains[index].status()?;
+                Ok(None)
+            }
+            Trigger::Add => self.pod(index, "trigger").map(Some),
         }
     }
 
@@ -126,13 +146,19 @@ impl Stage {
         (0..self.chains.len()).try_for_each(|index| self.trigger(index, trigger))
     }
 
-    /// Syncs every node until each has a stamp: none is written within a second of
-    /// the map's change.
+    /// Syncs every node until each has a stamp.
     pub(crate) fn settle(&self) -> Result<()> {
+        (0..self.chains.len()).try_for_each(|index| self.weft(index, &["sync"])?.ok().map(drop))?;
+        self.settle_some(&(0..self.chains.len()).collect::<Vec<_>>())
+    }
+
+    /// Syncs some nodes, whatever the sync has to say, until each has a stamp: none is
+    /// written within a second of the map's change.
+    pub(crate) fn settle_some(&self, nodes: &[usize]) -> Result<()> {
         let end = Instant::now() + DEADLINE;
-        for index in 0..self.chains.len() {
+        for &index in nodes {
             loop {
-                self.weft(index, &["sync"])?.ok()?;
+                self.weft(index, &["sync"])?;
                 if self.node(index).path("/run/weft/pods.stamp").exists() {
                     break;
                 }
@@ -145,17 +171,29 @@ impl Stage {
 
     /// Pings between the pods of each pair of nodes, both families.
     pub(crate) fn traffic(&self) -> Result<Traffic> {
+        let traffic = Traffic(self.pings(|_| true)?);
+        traffic.wait_all(Instant::now(), DEADLINE).context("before anything happened")?;
+        Ok(traffic)
+    }
+
+    /// Starts those pings whose pair of nodes is wanted.
+    pub(crate) fn pings(&self, wanted: impl Fn([usize; 2]) -> bool) -> Result<Vec<Flow>> {
         let mut flows = Vec::new();
         for (a, from) in self.pods.iter().enumerate() {
             for (b, to) in self.pods.iter().enumerate().skip(a + 1) {
                 for family in [Family::V4, Family::V6] {
-                    flows.push(Flow::start([a, b], from, to.addr(family)?)?);
+                    if wanted([a, b]) {
+                        flows.push(Flow::ping([a, b], from, to.addr(family)?)?);
+                    }
                 }
             }
         }
-        let traffic = Traffic(flows);
-        traffic.wait_all(Instant::now(), DEADLINE).context("before anything happened")?;
-        Ok(traffic)
+        Ok(flows)
+    }
+
+    /// TCP connections between the pods of two nodes.
+    pub(crate) fn streams(&self, [a, b]: [usize; 2]) -> Result<Streams> {
+        Streams::open([a, b], &self.pods[a], &self.pods[b])
     }
 
     /// What the kernel of a node holds of weft's, as text that can be compared between

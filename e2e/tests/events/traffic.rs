@@ -1,4 +1,5 @@
-//! Pings that run on through an event, and what came back when.
+//! Traffic that runs on through an event, and what came back when: pings, and TCP
+//! connections that must not stall.
 
 use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
@@ -6,19 +7,24 @@ use std::process::ChildStdout;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use e2e::{Place, Running};
+use anyhow::{Context, Result, bail, ensure};
+use e2e::{Family, Place, Pod, Running};
+
+use crate::stage::{DEADLINE, Stage, Trigger};
 
 /// Time from one request to the next.
 const INTERVAL: &str = "0.05";
+/// A retransmission that is not answered is followed by the next after twice the
+/// time-out more (RFC 6298, 5.5): a stall shorter than three took one at most.
+const TIMEOUTS: u32 = 3;
 
-/// Pings from one pod to another.
+/// Requests from one pod to another that are answered one by one.
 pub(crate) struct Flow {
     /// The numbers of the two nodes.
     pub(crate) nodes: [usize; 2],
     to: IpAddr,
     replies: Arc<Replies>,
-    _ping: Running,
+    _requests: Running,
 }
 
 #[derive(Default)]
@@ -33,17 +39,27 @@ impl Replies {
     }
 }
 
-/// All flows of a stage.
+/// All pings of a stage.
 pub(crate) struct Traffic(pub(crate) Vec<Flow>);
 
 impl Flow {
-    pub(crate) fn start(nodes: [usize; 2], from: &Place, to: IpAddr) -> Result<Flow> {
-        let mut ping = from.spawn(&["ping", "-n", "-i", INTERVAL, &to.to_string()])?;
-        let stdout = ping.stdout()?;
+    pub(crate) fn ping(nodes: [usize; 2], from: &Place, to: IpAddr) -> Result<Flow> {
+        let ping = from.spawn(&["ping", "-n", "-i", INTERVAL, &to.to_string()])?;
+        Flow::start(nodes, to, ping, |line| line.contains("bytes from"))
+    }
+
+    /// Counts the lines of `requests` that are replies.
+    fn start(
+        nodes: [usize; 2],
+        to: IpAddr,
+        mut requests: Running,
+        is_reply: fn(&str) -> bool,
+    ) -> Result<Flow> {
+        let stdout = requests.stdout()?;
         let replies = Arc::new(Replies::default());
         let shared = replies.clone();
-        std::thread::spawn(move || collect(stdout, &shared));
-        Ok(Flow { nodes, to, replies, _ping: ping })
+        std::thread::spawn(move || collect(stdout, &shared, is_reply));
+        Ok(Flow { nodes, to, replies, _requests: requests })
     }
 
     /// Waits for a reply that comes after `since`.
@@ -70,9 +86,9 @@ impl Flow {
     }
 }
 
-fn collect(stdout: ChildStdout, replies: &Replies) {
+fn collect(stdout: ChildStdout, replies: &Replies, is_reply: fn(&str) -> bool) {
     for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-        if line.contains("bytes from") {
+        if is_reply(&line) {
             replies.times().push(Instant::now());
             replies.more.notify_all();
         }
@@ -110,4 +126,112 @@ impl Traffic {
         let flows = self.0.iter().filter(|flow| concerns(flow.nodes));
         flows.map(|flow| flow.longest_gap(since)).max().unwrap_or_default()
     }
+}
+
+/// TCP connections between two pods, one a family.
+pub(crate) struct Streams(Vec<Stream>);
+
+struct Stream {
+    flow: Flow,
+    ends: [Place; 2],
+    /// `ss`'s expression for its sockets.
+    filter: String,
+    _server: Running,
+}
+
+/// Where the connections stood before an event.
+pub(crate) struct Mark {
+    time: Instant,
+    /// Of each, segments sent again and the time-out, which a stall doubles.
+    counters: Vec<(u64, Duration)>,
+}
+
+/// What became of them since.
+pub(crate) struct Calm {
+    /// The longest time that an answer was waited for.
+    pub(crate) stall: Duration,
+    /// Segments sent again, of all connections.
+    pub(crate) retransmissions: u64,
+}
+
+impl Streams {
+    /// Opens them; when this returns each has had an answer.
+    pub(crate) fn open(nodes: [usize; 2], from: &Pod, to: &Pod) -> Result<Streams> {
+        let families = [Family::V4, Family::V6];
+        let streams = families.into_iter().map(|family| Stream::open(nodes, from, to, family));
+        Ok(Streams(streams.collect::<Result<_>>()?))
+    }
+
+    /// Where they stand now.
+    pub(crate) fn mark(&self) -> Result<Mark> {
+        let counters = self.0.iter().map(Stream::counters).collect::<Result<_>>()?;
+        Ok(Mark { time: Instant::now(), counters })
+    }
+
+    /// That no connection stalled since `mark` for more than one retransmission.
+    pub(crate) fn assert_calm(&self, mark: &Mark) -> Result<Calm> {
+        let mut calm = Calm { stall: Duration::ZERO, retransmissions: 0 };
+        for (stream, (before, timeout)) in self.0.iter().zip(&mark.counters) {
+            let (count, _) = stream.counters()?;
+            let stall = stream.flow.longest_gap(mark.time);
+            let again = count - before;
+            let (nodes, to) = (stream.flow.nodes, stream.flow.to);
+            ensure!(
+                again <= 1 && stall < *timeout * TIMEOUTS,
+                "a TCP connection to {to} (nodes {nodes:?}) stalled {stall:.0?} and sent {again} \
+                 segments again; its time-out is {timeout:?}"
+            );
+            calm.stall = calm.stall.max(stall);
+            calm.retransmissions += again;
+        }
+        Ok(calm)
+    }
+}
+
+impl Stream {
+    fn open(nodes: [usize; 2], from: &Pod, to: &Pod, family: Family) -> Result<Stream> {
+        let program = env!("CARGO_BIN_EXE_stream");
+        let address = to.addr(family)?;
+        let mut server = to.spawn(&[program, "serve", &address.to_string()])?;
+        let mut port = String::new();
+        BufReader::new(server.stdout()?).read_line(&mut port)?;
+        let port = port.trim();
+        ensure!(!port.is_empty(), "no server on {address}");
+        let client = from.spawn(&[program, "ask", &address.to_string(), port])?;
+        let flow = Flow::start(nodes, address, client, |_| true)?;
+        flow.wait(Instant::now(), Instant::now() + DEADLINE)?;
+        let filter = format!("sport = :{port} or dport = :{port}");
+        let ends = [from, to].map(|pod| (**pod).clone());
+        Ok(Stream { flow, ends, filter, _server: server })
+    }
+
+    /// Segments that both ends sent again so far, and the longer of their time-outs.
+    fn counters(&self) -> Result<(u64, Duration)> {
+        let (mut retransmissions, mut timeout) = (0, Duration::ZERO);
+        for end in &self.ends {
+            let shown = end.run_ok(&["ss", "-tinH", "state", "established", &self.filter])?;
+            let value = |key| shown.split_whitespace().find_map(|word| word.strip_prefix(key));
+            let rto: f64 = value("rto:").with_context(|| shown.clone())?.parse()?;
+            timeout = timeout.max(Duration::from_secs_f64(rto / 1000.0));
+            // "in flight/in all", and nothing where there was none.
+            if let Some((_, count)) = value("retrans:").and_then(|both| both.split_once('/')) {
+                retransmissions += count.parse::<u64>()?;
+            }
+        }
+        Ok((retransmissions, timeout))
+    }
+}
+
+/// That the assertion can fail: a node whose device is down for a second.
+#[test]
+fn a_stall_is_noticed() -> Result<()> {
+    let stage = Stage::new(serde_json::json!({}))?;
+    let streams = stage.streams([0, 1])?;
+    let mark = streams.mark()?;
+    streams.assert_calm(&mark)?;
+    stage.node(1).sh("ip link set weft.1 down; sleep 1")?;
+    stage.trigger(1, Trigger::Sync)?;
+    let Err(error) = streams.assert_calm(&mark) else { bail!("a second's stall is calm") };
+    println!("{error}");
+    Ok(())
 }

@@ -1,5 +1,5 @@
 //! The systemd units in `conf/systemd`: well formed, and not so tight that a sync
-//! cannot do its work. What systemd itself judges is judged where it is installed.
+//! cannot do its work. systemd judges them by what it has for that, without running.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use e2e::weft_bin_dir;
+use e2e::{Place, weft_bin_dir};
 use serde_json::json;
 
 use crate::stage::Stage;
@@ -28,19 +28,33 @@ fn setting(key: &str) -> Result<Vec<String>> {
     Ok(line.split_whitespace().map(str::to_owned).collect())
 }
 
-fn is_installed(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").output().is_ok();
-    if !found {
-        println!("{program} is not installed: left out");
-    }
-    found
+/// Puts the executables where the service expects them, in the node's view alone.
+pub(crate) fn install(node: &Place, bin: &Path) -> Result<()> {
+    let (view, bin) = ("/run/weft-bin", bin.display());
+    node.sh(&format!(
+        "mkdir {view}; mount -n --bind {bin} {view}; mount -n -t tmpfs opt /opt
+         mkdir -p /opt/cni/bin; mount -n --move {view} /opt/cni/bin; rmdir {view}"
+    ))
+    .map(drop)
+}
+
+/// The capabilities that the service keeps, as setpriv's list of the bounding set.
+pub(crate) fn kept_capabilities() -> Result<String> {
+    let kept = setting("CapabilityBoundingSet")?;
+    let kept =
+        kept.iter().map(|name| format!(",+{}", name.trim_start_matches("CAP_").to_lowercase()));
+    Ok(format!("-all{}", kept.collect::<String>()))
+}
+
+/// What the service starts, with no other capabilities than `kept`.
+pub(crate) fn start_command(kept: &str) -> Result<Vec<String>> {
+    let confined = ["setpriv", "--no-new-privs", "--inh-caps", "-all", "--bounding-set", kept];
+    let confined = confined.into_iter().map(str::to_owned);
+    Ok(confined.chain(setting("ExecStart")?).collect())
 }
 
 #[test]
 fn systemd_finds_nothing_wrong_with_the_units() -> Result<()> {
-    if !is_installed("systemd-analyze") {
-        return Ok(());
-    }
     let dir = std::env::temp_dir().join(format!("weft-units-{}", std::process::id()));
     fs::create_dir_all(&dir)?;
     let weft = weft_bin_dir()?.join("weft").display().to_string();
@@ -68,32 +82,14 @@ fn systemd_finds_nothing_wrong_with_the_units() -> Result<()> {
 /// The service's capabilities are enough for all that a sync does.
 #[test]
 fn the_services_capabilities_are_enough() -> Result<()> {
-    let kept = setting("CapabilityBoundingSet")?;
-    let kept: Vec<String> = kept
-        .iter()
-        .map(|name| format!("+{}", name.trim_start_matches("CAP_").to_lowercase()))
-        .collect();
-    let set = format!("-all,{}", kept.join(","));
     let stage = Stage::new(json!({}))?;
     let node = stage.node(HIT);
-    let weft = stage.bin.join("weft").display().to_string();
-    let sync = |set: &str| {
-        node.run(&[
-            "setpriv",
-            "--no-new-privs",
-            "--bounding-set",
-            set,
-            "--inh-caps",
-            "-all",
-            &weft,
-            "sync",
-        ])
-    };
+    let sync = |kept: &str| node.run(&start_command(kept)?);
     node.sh("ip link set eth0 mtu 1400; ip link del weft.1; nft flush ruleset
         echo 0 >/proc/sys/net/ipv4/ip_forward; rm -r /run/weft")?;
     let refused = sync("-all")?;
     ensure!(!refused.success(), "it needs no capability at all: {refused}");
-    sync(&set)?.ok()?;
+    sync(&kept_capabilities()?)?.ok()?;
     let shown = stage.pods[HIT].run_ok(&["ip", "link", "show", "eth0"])?;
     ensure!(shown.contains("mtu 1350 "), "{shown}");
     ensure!(node.sysctl("net/ipv4/ip_forward")? == "1");
@@ -104,9 +100,6 @@ fn the_services_capabilities_are_enough() -> Result<()> {
 /// And so are its system calls.
 #[test]
 fn the_services_system_calls_are_enough() -> Result<()> {
-    if !is_installed("systemd-analyze") {
-        return Ok(());
-    }
     let mut allowed = BTreeSet::new();
     for word in setting("SystemCallFilter")? {
         allow(&word, &mut allowed)?;
@@ -120,6 +113,9 @@ fn the_services_system_calls_are_enough() -> Result<()> {
     let names = calls.lines().filter_map(|line| line.split_whitespace().nth(1)?.split_once('('));
     let names: BTreeSet<&str> = names.map(|(name, _)| name).collect();
     ensure!(names.contains("setns") && names.contains("sendto"), "{names:?}");
+    // RestrictNamespaces refuses setns(2) with any other kind, and with none.
+    let mut entered = calls.lines().filter(|line| line.contains("setns("));
+    ensure!(entered.all(|line| line.contains("CLONE_NEWNET)")), "another namespace is entered");
     let refused: Vec<_> = names.iter().filter(|name| !allowed.contains(**name)).collect();
     ensure!(refused.is_empty(), "the service may not call {refused:?}");
     Ok(())

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Context, Result};
-use e2e::{Families, Place, Topology};
+use e2e::{Cluster, Families, Place, Topology};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, conflist};
+use crate::conflist;
 use crate::look::{becomes, changed, host_ends};
 use crate::wire::{icmp6, inject};
 
@@ -54,7 +54,7 @@ fn a_pod_s_change_nothing_on_its_node() -> Result<()> {
     let topology = Topology::lesson(Families::Both, Families::Both);
     for spoof_check in [true, false] {
         let veth = json!({ "spoofCheck": spoof_check });
-        let conflist = crate::cluster::conflist_of(veth, json!({}));
+        let conflist = crate::conflist_of(veth, json!({}));
         let cluster = Cluster::start(topology.clone(), &conflist)?;
         let pod = cluster.pod("worker1", "pod-a")?;
         let worker1 = cluster.node("worker1")?;
@@ -87,7 +87,7 @@ fn a_pod_s_change_nothing_on_its_node() -> Result<()> {
 fn a_node_that_lives_on_them_keeps_its_default_route() -> Result<()> {
     let topology = Topology::lesson(Families::Both, Families::Both);
     let cluster = Cluster::start(topology, &conflist(json!({})))?;
-    let (worker1, router) = (cluster.node("worker1")?, cluster.lab.router());
+    let (worker1, router) = (cluster.node("worker1")?, cluster.lab().router());
     worker1.run_ok(&["ip", "-6", "route", "del", "default"])?;
     assert_eq!(worker1.sysctl("net/ipv6/conf/eth0/accept_ra")?, "1");
     assert_eq!(worker1.sysctl("net/ipv6/conf/all/forwarding")?, "0");
@@ -107,7 +107,7 @@ fn a_node_that_lives_on_them_keeps_its_default_route() -> Result<()> {
     let remote = cluster.pod("worker2", "pod-b")?;
     for place in [&**worker1, &*pod] {
         let to = remote.addr(e2e::Family::V6)?;
-        crate::cluster::assert_ping(place, to, e2e::PingOptions::default())?;
+        crate::assert_ping(place, to, e2e::PingOptions::default())?;
     }
 
     // The router goes, and comes back.

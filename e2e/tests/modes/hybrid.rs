@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use e2e::{Families, Family, Frame, PingOptions, Pod, Spread, Topology};
+use e2e::{Cluster, Families, Family, Frame, PingOptions, Pod, Spread, Topology};
 use serde_json::json;
 
-use crate::cluster::{Cluster, assert_ping, conflist};
-use crate::look::{echoes, frames, inner};
+use crate::look::{assert_no_source_was_refused, echoes, frames, inner};
+use crate::{assert_ping, conflist};
 
 /// Nodes 1 and 2 have ranges inside of the native CIDRs alone, node 2 two of each
 /// family; nodes 3 and 4, on one link, have one inside and one outside.
@@ -97,7 +97,7 @@ fn every_range_of_a_pair_of_nodes_goes_the_same_way() -> Result<()> {
     }
     let pairs: BTreeSet<_> = sent.iter().map(|(from, to, ..)| (from, to)).collect();
     assert_eq!(pairs.len(), 12, "every pair of nodes, both ways");
-    cluster.assert_no_source_was_refused()
+    assert_no_source_was_refused(&cluster)
 }
 
 #[track_caller]
@@ -145,4 +145,43 @@ fn links_decide_both_ways_at_once() -> Result<()> {
         cluster.weft(node.name(), &["plan"])?.ok()?;
     }
     Ok(())
+}
+
+/// Links of the conflist that hold nodes of different networks: both ends still decide
+/// alike, the kernel's routes are used as they are, and the operator is told.
+#[test]
+fn a_shared_link_that_the_host_s_routes_deny_is_reported() -> Result<()> {
+    let routing = json!({ "routingMode": "hybrid", "links": ["192.168.0.0/16"] });
+    let topology = Topology::nodes(2, Spread::Own, Families::V4, Families::V4);
+    let cluster = Cluster::start(topology, &conflist(routing))?;
+    cluster.set_rp_filter("1")?;
+    cluster.route_to_all()?;
+    let (a, b) = (cluster.pod("node1", "pod-a")?, cluster.pod("node2", "pod-b")?);
+    for (node, peer, address, gateway) in [
+        ("node1", "node2", "192.168.2.1", "192.168.1.254"),
+        ("node2", "node1", "192.168.1.1", "192.168.2.254"),
+    ] {
+        let note = format!(
+            "node {peer} ({address}) is on the same link (192.168.0.0/16) by the node map, but \
+             gateway {gateway} is in the way"
+        );
+        let synced = cluster.weft(node, &["sync"])?;
+        assert_eq!(synced.status.code(), Some(1), "{synced}");
+        let planned = cluster.weft(node, &["plan"])?;
+        assert_eq!(planned.status.code(), Some(0), "{planned}");
+        for said in [synced.stderr, planned.stderr, cluster.weft(node, &["status"])?.ok()?] {
+            assert!(said.contains(&note), "{said}");
+        }
+        let routes = cluster.node(node)?.json(&["ip", "-j", "route", "show", "proto", "87"])?;
+        let routes = routes.as_array().map(Vec::as_slice).unwrap_or_default();
+        assert!(matches!(routes, [own] if own["type"] == "unreachable"), "{routes:?}");
+    }
+    let capture = |node| cluster.node(node)?.capture("eth0", "icmp or udp port 8472");
+    let captures = ["node1", "node2"].map(capture);
+    let (from, to) = (a.addr(Family::V4)?, b.addr(Family::V4)?);
+    assert_ping(&a, to, PingOptions { size: 83, ..PingOptions::default() })?;
+    for capture in captures {
+        assert_way(&frames(capture?)?, 83, (from, to), false);
+    }
+    assert_no_source_was_refused(&cluster)
 }

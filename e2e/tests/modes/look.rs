@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Capture, Frame, Ip, Place};
+use e2e::{Capture, Cluster, Frame, Ip, Place};
 use serde_json::Value;
 
 /// What a test waits at most for something that takes milliseconds.
@@ -56,13 +56,22 @@ pub(crate) fn received(place: &Place, name: &str) -> Result<u64> {
 
 /// Packets that reverse path filtering has dropped (IPReversePathFilter, SNMP
 /// counter of Linux).
-pub(crate) fn refused_sources(place: &Place) -> Result<u64> {
+fn refused_sources(place: &Place) -> Result<u64> {
     let text = place.run_ok(&["cat", "/proc/net/netstat"])?;
     let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
     let (names, values) = lines.next().zip(lines.next()).context("no TcpExt counters")?;
     let mut pairs = names.split(' ').zip(values.split(' '));
     let found = pairs.find(|(name, _)| *name == "IPReversePathFilter");
     Ok(found.context("no IPReversePathFilter")?.1.parse()?)
+}
+
+/// No host dropped a packet for its source, by reverse path filtering.
+pub(crate) fn assert_no_source_was_refused(cluster: &Cluster) -> Result<()> {
+    let hosts = cluster.lab().nodes().iter().map(|node| &**node);
+    for place in hosts.chain([cluster.lab().router()]) {
+        assert_eq!(refused_sources(place)?, 0, "{}", place.name());
+    }
+    Ok(())
 }
 
 /// Names of the host ends of a node's pods.

@@ -4,10 +4,12 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use e2e::{Families, Family, Frame, Ip, PingOptions, Place, Spread, Topology, ping};
+use e2e::{
+    Cluster, Daemon, Families, Family, Frame, Ip, PingOptions, Place, Spread, Topology, ping,
+};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, conflist};
+use crate::conflist;
 use crate::look::{DEADLINE, echoes, frames, inner};
 
 const ECHOES: &str = "icmp or icmp6 or udp port 8472";
@@ -51,12 +53,16 @@ struct Range {
 }
 
 impl Range {
-    fn start(spread: Spread, routing: Value) -> Result<Range> {
+    /// The router has static routes to pods, or learns them from this daemon.
+    fn start(spread: Spread, routing: Value, daemon: Option<Daemon>) -> Result<Range> {
         let topology = Topology::nodes(2, spread, Families::Both, Families::Both);
         let topology = topology.with_outside(Families::Both);
         let cluster = Cluster::start(topology, &conflist(routing))?;
         cluster.set_rp_filter("1")?;
-        cluster.route_to_all()?;
+        match daemon {
+            None => cluster.route_to_all()?,
+            Some(daemon) => cluster.start_bgp(daemon)?,
+        }
         let pod = Place::clone(&*cluster.pod("node1", "pod-a")?);
         cluster.sync_all()?;
         Ok(Range { cluster, pod })
@@ -101,23 +107,34 @@ impl Range {
 #[test]
 fn in_tunnel_mode() -> Result<()> {
     // The tunnel is one hop: node1 takes one off for its pod.
-    Range::start(Spread::Own, json!({}))?.ends_every_packet(TTL - 1)
+    Range::start(Spread::Own, json!({}), None)?.ends_every_packet(TTL - 1)
 }
 
 #[test]
 fn in_native_mode() -> Result<()> {
-    Range::start(Spread::Own, native())?.ends_every_packet(TTL - 2)
+    Range::start(Spread::Own, native(), None)?.ends_every_packet(TTL - 2)
+}
+
+/// Neither daemon takes the route away that ends it, nor gives another way out.
+#[test]
+fn in_native_mode_with_bird() -> Result<()> {
+    Range::start(Spread::Own, native(), Some(Daemon::Bird))?.ends_every_packet(TTL - 2)
+}
+
+#[test]
+fn in_native_mode_with_frr() -> Result<()> {
+    Range::start(Spread::Own, native(), Some(Daemon::Frr))?.ends_every_packet(TTL - 2)
 }
 
 #[test]
 fn in_hybrid_mode_on_a_shared_link() -> Result<()> {
-    Range::start(Spread::Shared(2), hybrid())?.ends_every_packet(TTL - 1)
+    Range::start(Spread::Shared(2), hybrid(), None)?.ends_every_packet(TTL - 1)
 }
 
 /// What the captures show without the route that ends it.
 #[test]
 fn without_the_own_range_route_packets_bounce() -> Result<()> {
-    let range = Range::start(Spread::Own, native())?;
+    let range = Range::start(Spread::Own, native(), None)?;
     range.cluster.set_rp_filter("0")?;
     let node2 = range.cluster.node("node2")?;
     node2.ip_batch("route del unreachable 10.0.2.0/24\n")?;

@@ -3,12 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result};
-use e2e::{Families, Family, Node, PingOptions, Pod, Topology};
+use e2e::{Cluster, Families, Family, Node, PingOptions, Pod, Topology};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, assert_ping, conflist, pinged, pod_network};
 use crate::look::{echoes, frames, inner};
 use crate::wire::seen;
+use crate::{assert_ping, conflist, pinged, pod_network};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// Where pods serve.
@@ -203,7 +203,7 @@ fn off_and_on_again_and_not_for_some_destinations() -> Result<()> {
     cluster.sync_all()?;
     for family in FAMILIES {
         assert_eq!(seen_outside(&cluster, &pod, family)?, pod.addr(family)?);
-        let elsewhere = cluster.lab.router().clone();
+        let elsewhere = cluster.lab().router().clone();
         let router = if family == Family::V4 { "192.168.44.129" } else { "fd00:44::129" };
         let capture = elsewhere.capture("net211", "icmp or icmp6")?;
         assert_ping(&pod, router.parse()?, PingOptions { size: 73, ..PingOptions::default() })?;

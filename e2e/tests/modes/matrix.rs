@@ -5,22 +5,33 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use e2e::{Capture, Families, Family, Frame, PingOptions, Place, Pod, Spread, Topology};
+use e2e::{
+    Capture, Cluster, Daemon, Families, Family, Frame, PingOptions, Place, Pod, Spread, Topology,
+};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, assert_ping, conflist, pinged, pod_network};
-use crate::look::{echoes, frames, inner, link, mtu, tunnel_ends};
+use crate::look::{assert_no_source_was_refused, echoes, frames, inner, link, mtu, tunnel_ends};
+use crate::{assert_ping, conflist, pinged, pod_network};
+
+/// How the router knows the ways to pods.
+enum Learns {
+    /// Static routes, to these nodes' ranges.
+    Static(&'static [&'static str]),
+    /// BGP, as `weft export` prints it for this daemon.
+    Bgp(Daemon),
+}
 
 /// A mode as node1 has it with its peers node2 and node3.
 struct Mode {
     spread: Spread,
+    /// Whether the physical network has the families of the pods and no other.
+    pure: bool,
     routing: Value,
     /// Outside of the tunnel.
     outer: Family,
     /// Whether node2's and node3's pods are reached natively.
     native: [bool; 2],
-    /// Nodes whose ranges the router has routes to.
-    routed: &'static [&'static str],
+    router: Learns,
     /// MTU of pods, and of what they send through the tunnel.
     mtu: [u32; 2],
 }
@@ -28,10 +39,11 @@ struct Mode {
 fn tunnel() -> Mode {
     Mode {
         spread: Spread::Own,
+        pure: false,
         routing: json!({}),
         outer: Family::V4,
         native: [false, false],
-        routed: &[],
+        router: Learns::Static(&[]),
         mtu: [1450, 1450],
     }
 }
@@ -48,10 +60,19 @@ fn native() -> Mode {
             "ipv4NativeRoutingCIDR": "10.0.0.0/8", "ipv6NativeRoutingCIDR": "fd10::/16",
         }),
         native: [true, true],
-        routed: &["node1", "node2", "node3"],
+        pure: true,
+        router: Learns::Static(&NODES),
         mtu: [1500, 1450],
         ..tunnel()
     }
+}
+
+fn native_with_bird() -> Mode {
+    Mode { router: Learns::Bgp(Daemon::Bird), ..native() }
+}
+
+fn native_with_frr() -> Mode {
+    Mode { router: Learns::Bgp(Daemon::Frr), ..native() }
 }
 
 fn hybrid_on_a_shared_link() -> Mode {
@@ -73,7 +94,7 @@ fn hybrid_by_cidr() -> Mode {
             "ipv6NativeRoutingCIDR": ["fd10:0:0:1::/64", "fd10:0:0:2::/64"],
         }),
         native: [true, false],
-        routed: &["node1", "node2"],
+        router: Learns::Static(&["node1", "node2"]),
         mtu: [1500, 1450],
         ..tunnel()
     }
@@ -116,11 +137,14 @@ const ECHOES: &str = "icmp or icmp6 or udp port 8472";
 
 impl Cell {
     fn start(mode: Mode, pods: Families) -> Result<Cell> {
-        let topology = Topology::nodes(3, mode.spread, Families::Both, pods);
-        let topology = topology.with_outside(Families::Both);
+        let underlay = if mode.pure { pods } else { Families::Both };
+        let topology = Topology::nodes(3, mode.spread, underlay, pods).with_outside(underlay);
         let cluster = Cluster::start(topology, &conflist(mode.routing.clone()))?;
         cluster.set_rp_filter("1")?;
-        mode.routed.iter().try_for_each(|node| cluster.route_to(node))?;
+        match mode.router {
+            Learns::Static(nodes) => nodes.iter().try_for_each(|node| cluster.route_to(node))?,
+            Learns::Bgp(daemon) => cluster.start_bgp(daemon)?,
+        }
         let pods = NODES.into_iter().zip(PODS).map(|(node, pod)| cluster.pod(node, pod));
         let pods = pods.collect::<Result<Vec<Pod>>>()?;
         let mut cell = Cell { mode, cluster, pods, captures: BTreeMap::new(), flows: Vec::new() };
@@ -189,6 +213,7 @@ impl Cell {
             self.ping(&node1, from_node)?;
             let most = self.mode.mtu[usize::from(!native)];
             full_size(&pod1, other_pod, most)?;
+            full_size(&pod1, other_node, self.mode.mtu[0])?;
             full_size(&node1, other_pod, most)?;
         }
         self.outside(family)
@@ -210,11 +235,10 @@ impl Cell {
             destination: outside_address,
         };
         self.ping(&pod1, out)?;
-        if !self.mode.routed.contains(&"node1") {
-            let range = pod_network(self.cluster.node("node1")?, family)?;
-            let length = if family == Family::V4 { 24 } else { 64 };
-            let route = format!("route add {range}/{length} via {node_address}\n");
-            self.cluster.lab.router().ip_batch(&route)?;
+        if matches!(self.mode.router, Learns::Static(nodes) if !nodes.contains(&"node1")) {
+            let range = self.cluster.node("node1")?.pod_range(family)?;
+            let route = format!("route add {range} via {node_address}\n");
+            self.cluster.lab().router().ip_batch(&route)?;
         }
         let inbound = Flow {
             what: format!("{family:?} outside to pod"),
@@ -237,7 +261,7 @@ impl Cell {
             captured.insert(name, frames(capture)?);
         }
         self.flows.iter().try_for_each(|flow| self.verify_flow(flow, &captured))?;
-        self.cluster.assert_no_source_was_refused()
+        assert_no_source_was_refused(&self.cluster)
     }
 
     fn verify_flow(&self, flow: &Flow, captured: &BTreeMap<&str, Vec<Frame>>) -> Result<()> {
@@ -256,6 +280,13 @@ impl Cell {
 
     fn verify_way(&self, flow: &Flow, frame: &Frame, outgoing: bool) -> Result<()> {
         let what = &flow.what;
+        let bare = 14 + if flow.destination.is_ipv4() { 20 } else { 40 } + 8 + flow.size;
+        let around = match (&flow.way, self.mode.outer) {
+            (Way::Bare(_), _) => 0,
+            (Way::Tunnel(_), Family::V4) => 50,
+            (Way::Tunnel(_), Family::V6) => 70,
+        };
+        assert_eq!(frame.length, (bare + around) as usize, "{what}: {frame}");
         match flow.way {
             Way::Tunnel(peer) => {
                 let own = self.cluster.node("node1")?.address(self.mode.outer)?;
@@ -319,4 +350,8 @@ macro_rules! matrix {
     )*};
 }
 
-matrix!(tunnel tunnel_over_ipv6 native hybrid_on_a_shared_link hybrid_by_cidr);
+matrix!(
+    tunnel tunnel_over_ipv6
+    native native_with_bird native_with_frr
+    hybrid_on_a_shared_link hybrid_by_cidr
+);

@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use e2e::{Families, Family, Node, PingOptions, Pod, Topology};
+use e2e::{Cluster, Families, Family, Node, PingOptions, Pod, Topology};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, assert_ping, conflist_of};
 use crate::look::{DEADLINE, becomes, dropped, echoes, frames, host_ends, inner};
 use crate::wire::{echo_request, inject};
+use crate::{assert_ping, conflist_of};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const SIZE: u32 = 58;

@@ -1,18 +1,20 @@
 //! A cluster's mode is changed under running pods.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Families, Family, PingOptions, Place, Pod, Section, Snapshot, Spread, Topology};
+use e2e::{
+    Cluster, Families, Family, Node, PingOptions, Place, Pod, Section, Snapshot, Spread, Topology,
+};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, assert_ping, conflist};
 use crate::look::{DEADLINE, echoes, frames, host_ends, mtu, set_elements};
 use crate::wire::{connect, listen};
+use crate::{assert_ping, conflist, pod_network};
 
 /// The longest that a connection may stand still.
 const LONGEST_STALL: Duration = Duration::from_secs(2);
@@ -49,12 +51,17 @@ struct Received {
     longest_stall: Duration,
 }
 
+/// Both ends of a new connection to a pod.
+fn connected(from: &Place, to: &Pod, family: Family, port: u16) -> Result<(TcpStream, TcpStream)> {
+    let at = SocketAddr::new(to.addr(family)?, port);
+    let listener = listen(to, at)?;
+    let near = connect(from, at)?;
+    Ok((near, listener.accept()?.0))
+}
+
 impl Stream {
     fn start(from: &Pod, to: &Pod, family: Family, port: u16) -> Result<Stream> {
-        let at = SocketAddr::new(to.addr(family)?, port);
-        let listener = listen(to, at)?;
-        let near = connect(from, at)?;
-        let (far, _) = listener.accept()?;
+        let (near, far) = connected(from, to, family, port)?;
         far.set_read_timeout(Some(DEADLINE))?;
         near.set_write_timeout(Some(DEADLINE))?;
         Ok(Stream { far, near })
@@ -160,7 +167,7 @@ impl Switched {
     fn is_tunnelled(&self, family: Family) -> Result<bool> {
         // By its length, for the tunnel carries the connections too.
         let filter = "icmp or icmp6 or (udp port 8472 and (len == 169 or len == 189))";
-        let capture = self.cluster.lab.router().capture("net211", filter)?;
+        let capture = self.cluster.lab().router().capture("net211", filter)?;
         let options = PingOptions { size: 77, ..PingOptions::default() };
         assert_ping(&self.pods[0], self.pods[1].addr(family)?, options)?;
         let frames = frames(capture)?;
@@ -277,6 +284,93 @@ fn a_connection_survives_the_switch_and_the_way_back() -> Result<()> {
                 Ok(())
             })
         })?;
+    }
+    Ok(())
+}
+
+/// A TCP connection over which questions are asked and answered.
+struct Talk {
+    near: TcpStream,
+    far: TcpStream,
+}
+
+impl Talk {
+    fn start(from: &Place, to: &Pod, family: Family, port: u16) -> Result<Talk> {
+        let (near, far) = connected(from, to, family, port)?;
+        near.set_read_timeout(Some(Duration::from_millis(20)))?;
+        far.set_nonblocking(true)?;
+        Ok(Talk { near, far })
+    }
+
+    /// The address that the far end sees.
+    fn seen(&self) -> Result<IpAddr> {
+        Ok(self.far.peer_addr()?.ip())
+    }
+
+    fn ask(&mut self) -> Result<()> {
+        Ok(self.near.write_all(b"?")?)
+    }
+
+    /// Whether the question is answered in time.
+    fn is_answered(&mut self, within: Duration) -> Result<bool> {
+        let end = Instant::now() + within;
+        let nothing_yet = |error: std::io::Error| match error.kind() {
+            ErrorKind::WouldBlock => Ok(0),
+            _ => Err(error),
+        };
+        while Instant::now() < end {
+            if self.far.read(&mut [0]).or_else(nothing_yet)? == 1 {
+                self.far.write_all(b"!")?;
+            }
+            if self.near.read(&mut [0]).or_else(nothing_yet)? == 1 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// As the documentation says: between a node itself and a remote pod, for its source
+/// address is the pod network's in the tunnel and the node's natively.
+#[test]
+fn a_connection_of_the_node_itself_stands_still_until_its_way_is_back() -> Result<()> {
+    let mut cluster = Switched::start()?;
+    let worker1 = Node::clone(cluster.cluster.node("worker1")?);
+    let pod = cluster.pods[1].clone();
+    let families = [Family::V4, Family::V6];
+    let start = |port| -> Result<Vec<Talk>> {
+        families.into_iter().map(|family| Talk::start(&worker1, &pod, family, port)).collect()
+    };
+    let mut tunnelled = start(5003)?;
+    for (talk, family) in tunnelled.iter_mut().zip(families) {
+        talk.ask()?;
+        assert!(talk.is_answered(DEADLINE)?);
+        assert_eq!(talk.seen()?, pod_network(&worker1, family)?);
+    }
+
+    cluster.switch(&native())?;
+    for talk in &mut tunnelled {
+        talk.ask()?;
+        assert!(!talk.is_answered(Duration::from_secs(1))?, "its address is there no longer");
+    }
+    let mut bare = start(5004)?;
+    for (talk, family) in bare.iter_mut().zip(families) {
+        talk.ask()?;
+        assert!(talk.is_answered(DEADLINE)?);
+        assert_eq!(talk.seen()?, worker1.address(family)?);
+    }
+
+    cluster.switch(&conflist(json!({})))?;
+    // The other end answers beside the tunnel, for which strict reverse path filtering
+    // drops what comes through it; IPv6 has none.
+    let [v4, v6] = &mut bare[..] else { panic!("a connection of each family") };
+    v4.ask()?;
+    v6.ask()?;
+    assert!(v6.is_answered(DEADLINE)?);
+    assert!(!v4.is_answered(Duration::from_secs(1))?);
+    for talk in &mut tunnelled {
+        // TCP asks again after as long as it has waited already, at the most.
+        assert!(talk.is_answered(6 * DEADLINE)?);
     }
     Ok(())
 }

@@ -152,13 +152,7 @@ pub(crate) fn in_use(place: &Place, address: &str) -> Result<()> {
 
 /// Addresses leased in the network `pods` of a node, by the names of the files.
 pub(crate) fn leases(place: &Place) -> Vec<String> {
-    let entries = fs::read_dir(place.path("/var/lib/cni/networks/pods"));
-    let names = entries.into_iter().flatten().flatten();
-    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let mut leases: Vec<String> =
-        names.filter(|name| name.parse::<std::net::IpAddr>().is_ok()).collect();
-    leases.sort();
-    leases
+    place.leases("pods").iter().map(ToString::to_string).collect()
 }
 
 /// Host ends of pods on a node.

@@ -4,10 +4,8 @@
 //! kills the process there. Whatever the step, a failed ADD leaves nothing, and after
 //! a killed one DEL, and GC, find and remove everything.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Lab, Node, Pod};
+use e2e::{Lab, Node, Pod, Step};
 use serde_json::{Value, json};
 
 use crate::call::{Call, failure, host_ends, leases, settled, veth_config};
@@ -51,15 +49,6 @@ const FAULTS: [(&str, &str); 32] = [
 /// Where the trace of a run is, on the node.
 const TRACE: &str = "/run/trace";
 
-/// One system call of an ADD: its name, its number among those of the name, and the
-/// trace's line.
-#[derive(Clone, Debug)]
-struct Step {
-    name: String,
-    number: usize,
-    line: String,
-}
-
 /// What is done to a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Harm {
@@ -100,20 +89,7 @@ impl<'a> Victim<'a> {
         add.ok(self.node)?;
         let text = self.node.read_file(TRACE)?;
         self.del.ok(self.node)?;
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut steps = Vec::new();
-        let mut started = false;
-        for line in text.lines() {
-            let Some((name, arguments)) = line.split_once('(') else { continue };
-            let number = counts.entry(name).or_default();
-            *number += 1;
-            // What comes before is the loader's.
-            started |= name == "read" && arguments.starts_with("0,");
-            if started {
-                let (name, line) = (name.to_owned(), line.to_owned());
-                steps.push(Step { name, number: *number, line });
-            }
-        }
+        let steps = Step::of(&text, |line| line.starts_with("read(0,"));
         ensure!(steps.len() > 20, "no system calls in the trace:\n{text}");
         Ok(steps)
     }
@@ -204,11 +180,11 @@ fn chosen(steps: &[Step], harm: Harm, nth: usize) -> Vec<Step> {
 
 /// What strace is told to do to the step.
 fn strace(step: &Step, harm: Harm) -> Vec<String> {
-    let Step { name, number, .. } = step;
-    let errno = FAULTS.iter().find(|(call, _)| call == name).map_or("EIO", |(_, errno)| *errno);
-    let what = if harm == Harm::Fail { format!("error={errno}") } else { "signal=KILL".into() };
-    let (trace, how) = (format!("trace={name}"), format!("inject={name}:{what}:when={number}"));
-    ["strace", "-o", TRACE, "-e", &trace, "-e", &how].map(str::to_owned).to_vec()
+    let errno = FAULTS.iter().find(|(call, _)| *call == step.name).map_or("EIO", |(_, e)| *e);
+    match harm {
+        Harm::Fail => step.harmed(&format!("error={errno}"), TRACE),
+        Harm::Kill => step.harmed("signal=KILL", TRACE),
+    }
 }
 
 fn with_prev(config: &Value, result: &Value) -> Value {

@@ -48,9 +48,23 @@ fn parallel_calls_give_each_address_once() {
         }
     });
     assert_eq!(given.lock().unwrap().len(), PODS);
+    // DEL of each and ADD of another at once: who lives has the address that it was told.
+    let living = Mutex::new(Vec::new());
+    for_all_pods(|pod| {
+        let network = pod % NETWORKS;
+        let config = config(&dir, network);
+        call(&program(pod / NETWORKS + 1), "DEL", &format!("pod{pod}"), &config).unwrap();
+        let id = format!("next{pod}");
+        let result = call(&program(pod / NETWORKS + 2), "ADD", &id, &config).unwrap();
+        living.lock().unwrap().push((network, id, addresses(&result)));
+    });
+    for (network, id, addresses) in living.into_inner().unwrap() {
+        let lease = dir.0.join(format!("net{network}/{}", addresses[0]));
+        assert_eq!(std::fs::read_to_string(lease).unwrap(), format!("{id}\r\neth0"));
+    }
     for_all_pods(|pod| {
         let config = config(&dir, pod % NETWORKS);
-        call(&program(pod / NETWORKS + 1), "DEL", &format!("pod{pod}"), &config).unwrap();
+        call(&program(pod / NETWORKS + 1), "DEL", &format!("next{pod}"), &config).unwrap();
     });
     for network in 0..NETWORKS {
         let leases = std::fs::read_dir(dir.0.join(format!("net{network}"))).unwrap();

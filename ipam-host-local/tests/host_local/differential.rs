@@ -45,6 +45,78 @@ fn mixed_binaries_do_what_the_reference_does() {
     }
 }
 
+/// What people write, and what they should not: `ipam` keys and CNI_ARGS.
+fn odd_configurations() -> Vec<(Value, &'static str)> {
+    let ranges = || json!([[{ "subnet": "10.1.2.0/29" }]]);
+    let one = |range: Value| (json!({ "ranges": [[range]] }), "");
+    let plain = |args| (json!({ "ranges": ranges() }), args);
+    vec![
+        (json!({}), ""),
+        (json!({ "ranges": [] }), ""),
+        (json!({ "ranges": [[]] }), ""),
+        (json!({ "ranges": "x" }), ""),
+        (json!({ "Ranges": ranges() }), ""),
+        (json!({ "ranges": null, "subnet": "10.1.2.0/29" }), ""),
+        (json!({ "ranges": ranges(), "resolvConf": "" }), ""),
+        (json!({ "ranges": ranges(), "resolvConf": "/nowhere" }), ""),
+        (json!({ "ranges": ranges(), "routes": null }), ""),
+        (json!({ "ranges": ranges(), "routes": [{ "dst": "10.0.0.1/8" }] }), ""),
+        (json!({ "ranges": ranges(), "routes": [{ "dst": "ten" }] }), ""),
+        (json!({ "ranges": [[{ "subnet": "10.1.2.0/29" }], [{ "subnet": "10.1.2.0/28" }]] }), ""),
+        (json!({ "ranges": [[{ "subnet": "10.1.2.0/29" }, { "subnet": "fd00::/64" }]] }), ""),
+        one(json!({ "subnet": 5 })),
+        one(json!({ "subnet": "10.1.2.0" })),
+        one(json!({ "subnet": "10.1.02.0/29" })),
+        one(json!({ "subnet": "10.1.2.1/29" })),
+        one(json!({ "subnet": "10.1.2.0/31" })),
+        one(json!({ "subnet": "fd00::/127" })),
+        one(json!({ "subnet": "fd00::/64" })),
+        one(json!({ "subnet": "::ffff:10.1.2.0/120" })),
+        one(json!({ "subnet": "10.1.2.0/29", "rangeStart": "::ffff:10.1.2.4" })),
+        one(json!({ "subnet": "10.1.2.0/29", "rangeStart": "", "rangeEnd": "", "gateway": "" })),
+        one(json!({ "subnet": "10.1.2.0/29", "rangeStart": "10.1.2.5", "rangeEnd": "10.1.2.3" })),
+        one(json!({ "subnet": "10.1.2.0/29", "rangeStart": "10.1.2.0", "gateway": "10.1.2.3" })),
+        one(json!({ "subnet": "10.1.2.0/29", "rangeEnd": "10.1.2.9" })),
+        one(json!({ "subnet": "10.1.2.0/29", "gateway": null })),
+        one(json!({ "subnet": "10.1.2.0/29", "gateway": "banana" })),
+        one(json!({ "subnet": "10.1.2.0/29", "gateway": "fd00::1" })),
+        plain("IP="),
+        plain("IP"),
+        plain("ip=10.1.2.5"),
+        plain("IP=10.1.2.5/33"),
+        plain("IP=10.1.2.5/99;IgnoreUnknown=1"),
+        plain("IP=10.1.2.1"),
+        plain("IP=10.1.2.7"),
+        plain("IP=10.1.3.5"),
+        plain("IP=10.1.2.5;IP=10.1.2.6"),
+        plain("FOO=1"),
+        plain("IgnoreUnknown=true;FOO=1"),
+        plain("IgnoreUnknown=x;FOO=1"),
+    ]
+}
+
+#[test]
+fn odd_configurations_are_taken_as_the_reference_takes_them() {
+    let Some(go) = reference() else { return };
+    for (keys, args) in odd_configurations() {
+        let [by_go, by_us] = [&go, &ours()].map(|program| {
+            let dir = Dir::new();
+            let mut config =
+                json!({ "cniVersion": "1.0.0", "name": "pods", "type": "test", "ipam": keys });
+            config["ipam"]["type"] = json!("host-local");
+            config["ipam"]["dataDir"] = json!(dir.0);
+            let mut command = Command::new(program);
+            environment(&mut command, "ADD", "a", "eth0", args);
+            let outcome = finish(command, &config);
+            if let Err(error) = &outcome {
+                assert!(error["code"].is_u64(), "{program:?}, {keys} {args:?}: {error}");
+            }
+            (outcome.map(|result| strip(&result)).map_err(drop), dir.files())
+        });
+        assert_eq!(by_go, by_us, "{keys} {args:?}");
+    }
+}
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
 }

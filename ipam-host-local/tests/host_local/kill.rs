@@ -1,4 +1,5 @@
-//! SIGKILL at every system call of every verb; then either binary goes on.
+//! SIGKILL at every system call of every verb, and a full disk at every call that may meet
+//! one; then either binary goes on.
 //!
 //! strace delivers the signal on entry to a call, which is then not made: so the states seen
 //! are those after each call that was. A state that has been seen already is not tried again.
@@ -18,27 +19,69 @@ fn ranges() -> Value {
     json!([[{ "subnet": "10.1.2.0/29" }], [{ "subnet": "fd00::/125", "rangeEnd": "fd00::6" }]])
 }
 
-/// Kills `verb` for container `id`, in a copy of `start`, at each of its system calls. `keep` are the
-/// containers whose leases must stand after it; those of others may, except `id`'s after DEL.
+/// What befalls a system call.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    Kill,
+    NoSpace,
+}
+
+impl Fault {
+    fn befalls(self, call: &str) -> bool {
+        let writes = ["write", "openat", "mkdir", "link", "rename", "truncate", "utimens"];
+        self == Self::Kill || writes.iter().any(|name| call.contains(name))
+    }
+
+    /// For strace, at the `n`th of the calls named.
+    fn inject(self, call: &str, n: usize) -> String {
+        match self {
+            Self::Kill => format!("inject={call}:signal=KILL:when={n}"),
+            Self::NoSpace => format!("inject={call}:error=ENOSPC:when={n}"),
+        }
+    }
+
+    /// Whether it came to that, by strace's log.
+    fn happened(self, log: &Path) -> bool {
+        let log = std::fs::read_to_string(log).unwrap();
+        log.contains(if self == Self::Kill { "killed by SIGKILL" } else { "(INJECTED)" })
+    }
+}
+
 fn kill_everywhere(verb: &str, id: &str, start: &Dir, keep: &[&str]) {
+    everywhere(Fault::Kill, verb, id, start, keep);
+}
+
+fn no_space_anywhere(verb: &str, id: &str, start: &Dir, keep: &[&str]) {
+    everywhere(Fault::NoSpace, verb, id, start, keep);
+}
+
+/// `fault` at each system call of `verb` for container `id`, each time in a copy of `start`. `keep` are the
+/// containers whose leases must stand after it; those of others may, except `id`'s after DEL.
+fn everywhere(fault: Fault, verb: &str, id: &str, start: &Dir, keep: &[&str]) {
     if !Path::new("/usr/bin/strace").exists() {
         return eprintln!("SKIPPED: no strace: apt-get install strace");
     }
+    let scratch = Dir::new();
+    let log = scratch.0.join("strace");
     let mut seen = HashSet::new();
-    let (mut kills, mut tried) = (0, 0);
+    let (mut faults, mut tried) = (0, 0);
     for name in system_calls(verb, id, start, keep) {
-        for n in 1.. {
+        for n in (1..).take_while(|_| fault.befalls(&name)) {
             let dir = start.copy();
-            let inject = format!("inject={name}:signal=KILL:when={n}");
-            let outcome = trace(verb, id, &dir, keep, &["-o", "/dev/null", "-e", &inject]);
-            if outcome.is_ok() {
+            let inject = fault.inject(&name, n);
+            let options = ["-o", log.to_str().unwrap(), "-e", &inject];
+            let outcome = trace(verb, id, &dir, keep, &options);
+            if !fault.happened(&log) {
                 assert!(n > 1, "{verb} survived {name}");
                 break;
             }
-            kills += 1;
+            faults += 1;
+            let what = format!("{verb}, {inject}");
+            if fault == Fault::NoSpace {
+                failed_cleanly(&dir, verb, id, &outcome, &what);
+            }
             if seen.insert(dir.state()) {
                 tried += 1;
-                let what = format!("{verb} killed at {name} {n}");
                 let go = reference().unwrap_or_else(ours);
                 for next in [[ours(), ours()], [go.clone(), go.clone()], [go, ours()]] {
                     verify(&dir.copy(), id, keep, &next, &what);
@@ -46,15 +89,29 @@ fn kill_everywhere(verb: &str, id: &str, start: &Dir, keep: &[&str]) {
             }
         }
     }
-    eprintln!("{verb}: killed at each of {kills} calls, {tried} different states");
+    eprintln!("{verb}: {faults} faults, {tried} different states");
     assert!(tried > 4, "hardly anything happened");
+}
+
+/// An error is code 5 and ADD has left nothing; where even the error could not be printed, or the program
+/// not be loaded, there is none.
+fn failed_cleanly(dir: &Dir, verb: &str, id: &str, outcome: &Outcome, what: &str) {
+    let Err(error) = outcome else { return };
+    if error.is_null() {
+        return;
+    }
+    assert_eq!(error["code"], 5, "{what}: {error}");
+    let holds = |content: &String| content.starts_with(&format!("{id}\r\n"));
+    assert!(verb != "ADD" || !dir.held().values().any(holds), "{what}: {:?}", dir.held());
 }
 
 /// Which system calls `verb` makes.
 fn system_calls(verb: &str, id: &str, start: &Dir, keep: &[&str]) -> BTreeSet<String> {
     let dir = start.copy();
     let log = dir.0.join("strace");
-    trace(verb, id, &dir, keep, &["-o", log.to_str().unwrap()]).unwrap();
+    // An ADD may be one that fails, but it answers.
+    let (Ok(answer) | Err(answer)) = trace(verb, id, &dir, keep, &["-o", log.to_str().unwrap()]);
+    assert!(verb != "ADD" || !answer.is_null(), "{verb} crashed");
     let mut calls = BTreeSet::new();
     for line in std::fs::read_to_string(log).unwrap().lines() {
         // "1234  openat(…": of a process; "+++ exited" is none.
@@ -125,28 +182,57 @@ fn filled(ids: &[&str], program: &Path) -> Dir {
 #[test]
 fn first_add() {
     kill_everywhere("ADD", "x", &Dir::new(), &[]);
+    no_space_anywhere("ADD", "x", &Dir::new(), &[]);
 }
 
 #[test]
 fn add() {
-    kill_everywhere("ADD", "x", &filled(&["a", "b"], &ours()), &["a", "b"]);
+    let start = filled(&["a", "b"], &ours());
+    kill_everywhere("ADD", "x", &start, &["a", "b"]);
+    no_space_anywhere("ADD", "x", &start, &["a", "b"]);
+}
+
+/// A directory of ours where the reference plugin has been since.
+fn after_the_reference() -> Option<Dir> {
+    let go = reference()?;
+    let dir = filled(&["a", "b"], &ours());
+    call(&go, "DEL", "a", &config(&dir, ranges())).unwrap();
+    call(&go, "ADD", "c", &config(&dir, ranges())).unwrap();
+    Some(dir)
 }
 
 #[test]
 fn add_after_the_reference() {
-    let Some(go) = reference() else { return };
-    let dir = filled(&["a", "b"], &ours());
-    call(&go, "DEL", "a", &config(&dir, ranges())).unwrap();
-    call(&go, "ADD", "c", &config(&dir, ranges())).unwrap();
+    let Some(dir) = after_the_reference() else { return };
     kill_everywhere("ADD", "x", &dir, &["b", "c"]);
+    no_space_anywhere("ADD", "x", &dir, &["b", "c"]);
+}
+
+/// The second set has no address left, so what the first gave is given back.
+#[test]
+fn add_that_fails() {
+    let dir = filled(&["a", "b", "c", "d"], &ours());
+    dir.write("fd00::6", "other");
+    kill_everywhere("ADD", "x", &dir, &["a", "b", "c", "d"]);
 }
 
 #[test]
 fn del() {
-    kill_everywhere("DEL", "x", &filled(&["a", "x", "b"], &ours()), &["a", "b"]);
+    let start = filled(&["a", "x", "b"], &ours());
+    kill_everywhere("DEL", "x", &start, &["a", "b"]);
+    no_space_anywhere("DEL", "x", &start, &["a", "b"]);
+}
+
+#[test]
+fn del_after_the_reference() {
+    let Some(dir) = after_the_reference() else { return };
+    kill_everywhere("DEL", "c", &dir, &["b"]);
+    no_space_anywhere("DEL", "c", &dir, &["b"]);
 }
 
 #[test]
 fn gc() {
-    kill_everywhere("GC", "x", &filled(&["a", "x", "b", "y"], &ours()), &["a", "b"]);
+    let start = filled(&["a", "x", "b", "y"], &ours());
+    kill_everywhere("GC", "x", &start, &["a", "b"]);
+    no_space_anywhere("GC", "x", &start, &["a", "b"]);
 }

@@ -76,14 +76,18 @@ impl Dir {
         fs::write(self.leases().join(name), content).unwrap();
     }
 
-    /// Everything that a later run could tell apart: names, contents, times of marks.
+    /// Everything that a later run could tell apart: names, contents, times of marks. Of the index's
+    /// random seal only whether the directory bears it.
     pub(crate) fn state(&self) -> Vec<(PathBuf, i64, Vec<u8>)> {
+        let (_, seal) = unsealed(fs::read(self.leases().join(".weft/index")).unwrap_or_default());
         let mut found = Vec::new();
         let mut left = vec![self.0.clone()];
         while let Some(path) = left.pop() {
             let meta = fs::symlink_metadata(&path).unwrap();
             let content = if meta.is_dir() { Vec::new() } else { fs::read(&path).unwrap() };
-            found.push((path.strip_prefix(&self.0).unwrap().into(), meta.mtime().min(0), content));
+            let is_seal = seal.as_deref() == Some(&format!("seal {}", meta.mtime()));
+            let mark = if is_seal { -1 } else { meta.mtime().min(0) };
+            found.push((path.strip_prefix(&self.0).unwrap().into(), mark, unsealed(content).0));
             if meta.is_dir() {
                 left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
             }
@@ -91,6 +95,20 @@ impl Dir {
         found.sort();
         found
     }
+}
+
+/// What a file contains beside an index's line with the seal, and that line.
+fn unsealed(mut content: Vec<u8>) -> (Vec<u8>, Option<String>) {
+    if !content.starts_with(b"#weft lease index") {
+        return (content, None);
+    }
+    let Some(start) = content.windows(6).position(|bytes| bytes == b"\nseal ") else {
+        return (content, None);
+    };
+    let start = start + 1;
+    let length = content[start..].iter().position(|byte| *byte == b'\n').unwrap();
+    let line = content.drain(start..start + length).collect();
+    (content, Some(String::from_utf8(line).unwrap()))
 }
 
 impl Drop for Dir {

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsRawFd, RawFd};
 
 use netlink_sys::constants::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::errno::Errno;
@@ -100,6 +101,12 @@ impl DerefMut for Rtnetlink {
     }
 }
 
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
 impl Socket {
     /// Opens a socket for nf_tables in the thread's network namespace.
     pub fn netfilter() -> Result<Self> {
@@ -144,26 +151,23 @@ impl Socket {
         }
     }
 
-    /// Asks for one object; `None` where the kernel says that it is not there.
+    /// Asks for one object; `None` where the kernel says that it is not there. The answer
+    /// is the object or a refusal, and nothing after it.
     pub fn get<T>(
         &mut self,
         mut message: Message,
         parse: impl Fn(&Reply) -> Option<T>,
     ) -> Result<Option<T>> {
         let sequence = self.next_sequence();
-        self.send(message.finish(sequence, true))?;
-        let mut found = None;
+        self.send(message.finish(sequence, false))?;
         let outcome = self.receive(sequence, sequence, |incoming, _| match incoming {
-            Incoming::Data(reply) => {
-                found = found.take().or_else(|| parse(&reply));
-                None
-            }
-            Incoming::Done => Some(Ok(())),
+            Incoming::Data(reply) => Some(Ok(parse(&reply))),
+            Incoming::Done => Some(Ok(None)),
             Incoming::Refused(error) => Some(Err(error)),
             Incoming::Interrupted => None,
         })?;
         match outcome {
-            Ok(()) => Ok(found),
+            Ok(found) => Ok(found),
             Err(error) if error.is_gone() => Ok(None),
             Err(error) => Err(error),
         }
@@ -180,9 +184,9 @@ impl Socket {
         let first = self.sequence.wrapping_add(1);
         let count = messages.len();
         let mut bytes = Vec::with_capacity(messages.iter().map(Message::len).sum());
-        for (i, message) in messages.iter_mut().enumerate() {
+        for message in messages.iter_mut() {
             let sequence = self.next_sequence();
-            bytes.extend_from_slice(message.finish(sequence, i + 1 == count));
+            bytes.extend_from_slice(message.finish(sequence, false));
         }
         let mut found: Vec<Option<T>> = messages.iter().map(|_| None).collect();
         if count == 0 {
@@ -198,12 +202,12 @@ impl Socket {
                     if let Some(slot) = found.get_mut(index) {
                         *slot = parse(&reply);
                     }
-                    None
                 }
-                Incoming::Refused(error) if !error.is_gone() => Some(Err(error)),
-                Incoming::Refused(_) | Incoming::Done => (sequence == last).then_some(Ok(())),
-                Incoming::Interrupted => None,
+                Incoming::Refused(error) if !error.is_gone() => return Some(Err(error)),
+                Incoming::Refused(_) | Incoming::Done => {}
+                Incoming::Interrupted => return None,
             }
+            (sequence == last).then_some(Ok(()))
         })?;
         outcome.map(|()| found)
     }

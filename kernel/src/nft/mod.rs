@@ -22,7 +22,7 @@ use nix::errno::Errno;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use observe::parse_every;
-pub use observe::{Counter, ForwardDrop, counters, forward_drops, tables};
+pub use observe::{Counter, ForwardDrop, counters, forward_drops, generation, tables};
 pub use rule::Rule;
 pub use set::{IpVersion, Set};
 pub use table::{Chain, Hook, Proof, Table};

@@ -2,12 +2,14 @@
 
 use std::fmt;
 
-use crate::error::Result;
+use nix::errno::Errno;
+
+use crate::error::{Error, Result};
 use crate::netlink::{Attribute, Attributes, Message, Reply, Socket};
 
 use super::table::parse_digest;
 use super::uapi::{
-    SUBSYSTEM, chain, counter, expression, family, immediate, msg, rule, table, verdict,
+    SUBSYSTEM, chain, counter, expression, family, generation, immediate, msg, rule, table, verdict,
 };
 use super::{request, userdata};
 
@@ -110,6 +112,15 @@ fn ask_table(name: &str) -> Message {
     let mut message = request(msg::GETTABLE, 0, family::INET);
     message.attr_str(table::NAME, name);
     message
+}
+
+/// Number of the ruleset: whoever commits a change to any table of the namespace raises it
+/// (`nf_tables_commit`), so that while it is the same every table is as it was.
+pub fn generation(socket: &mut Socket) -> Result<u32> {
+    let number = |reply: &Reply| be32(reply.attributes(NFGENMSG), generation::ID);
+    let found = socket.get(request(msg::GETGEN, 0, family::UNSPECIFIED), number);
+    let what = "cannot read the number of the nf_tables ruleset";
+    found.map_err(|e| e.about(what))?.ok_or_else(|| Error::new(what, Errno::ENODATA))
 }
 
 /// Names of the `inet` tables that start with `prefix`.

@@ -26,6 +26,12 @@ pub(super) mod msg {
     pub(in super::super) const GETRULE: u16 = 7;
     pub(in super::super) const NEWSET: u16 = 9;
     pub(in super::super) const NEWSETELEM: u16 = 12;
+    pub(in super::super) const GETGEN: u16 = 16;
+}
+
+/// NFTA_GEN_*.
+pub(super) mod generation {
+    pub(in super::super) const ID: u16 = 1;
 }
 
 /// NFTA_TABLE_*.

@@ -4,13 +4,14 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use kernel::Rtnetlink;
+use kernel::interface::Interface;
 use kernel::link::{
     HOST_END_GROUP, LinkChange, VethPair, Vxlan, VxlanDevice, delete, delete_by_name,
 };
 use kernel::netns::Netns;
 use nix::errno::Errno;
 
-use crate::place::{another, in_namespace, json, one, sh};
+use crate::place::{another, in_namespace, json, one, sh, with_lan};
 
 const INDEX: u32 = 0x01ab_cdef;
 
@@ -181,5 +182,21 @@ fn links_change() {
             let error = socket.request(gone).unwrap_err();
             assert!(error.is_gone(), "{error}");
         }
+    });
+}
+
+#[test]
+fn a_few_facts_are_told_without_a_lock() {
+    with_lan(|socket, lan| {
+        sh("ip link set lan mtu 1450");
+        assert_eq!(socket.index_of("lan").unwrap(), Some(lan));
+        let mut lan_now = Interface { name: "lan".to_owned(), mtu: 1450, up: true };
+        assert_eq!(socket.interface(lan).unwrap().as_ref(), Some(&lan_now));
+        assert_eq!(socket.index_of("lanlanlanlanlanlan").unwrap(), None);
+        assert_eq!(socket.interface(lan + 1000).unwrap(), None);
+        sh("ip link set lan down; ip link set lan name fifteenletters1");
+        assert_eq!(socket.index_of("fifteenletters1").unwrap(), Some(lan));
+        (lan_now.name, lan_now.up) = ("fifteenletters1".to_owned(), false);
+        assert_eq!(socket.interface(lan).unwrap(), Some(lan_now));
     });
 }

@@ -65,6 +65,8 @@ fn a_namespace_is_known_by_any_path() {
         let mut socket = Rtnetlink::open().unwrap();
         let seen = other.run(&home, || socket.link_by_name("here").unwrap().is_some()).unwrap();
         assert!(seen);
+        let of_socket = other.run(&home, || socket.netns().unwrap()).unwrap();
+        assert!(of_socket.is(&home).unwrap());
     });
 }
 

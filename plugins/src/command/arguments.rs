@@ -1,11 +1,15 @@
 //! The command line.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{bgp, export_router, ipam, nodes, status, teardown, trace};
+use super::{bgp, conflist, export_router, install, ipam, nodes, status, teardown, trace};
+use crate::node;
+
+/// Where runtimes look for plugins.
+const BIN_DIRECTORY: &str = "/opt/cni/bin";
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub(super) enum Action {
     Trace(IpAddr, IpAddr),
     /// An address or container, and an interface.
     Release(String, Option<String>),
+    Install(install::Request),
+    Uninstall(install::Request),
 }
 
 /// The command line, parsed.
@@ -57,6 +63,8 @@ or on the one in FILE.
   nodes import       Write the node map from `kubectl get nodes -o json`
   ipam               Print ranges and leases of host-local
   ipam release       Free an address whose interface is gone
+  install            Put the executables, a node map, a conflist where runtimes read them
+  uninstall          Remove them again
   version            Print versions
   help               Print this, or with a command, what it does in full
 
@@ -96,7 +104,7 @@ impl Arguments {
             return Ok(Self { action, conf: None, json: false });
         }
         let conf = words.option("--conf")?.map(PathBuf::from);
-        let action = words.action()?;
+        let action = words.action(conf.as_deref())?;
         let json = matches!(action, Action::Ipam | Action::Status) && words.json()?;
         words.refuse_rest()?;
         Ok(Self { action, conf, json })
@@ -104,8 +112,9 @@ impl Arguments {
 }
 
 /// Options that come with a value, and those that come without.
-const VALUED: [&str; 5] = ["--conf", "-o", "--peer", "--as", "--router-as"];
-const FLAGS: [&str; 1] = ["--router"];
+const VALUED: [&str; 9] =
+    ["--conf", "-o", "--peer", "--as", "--router-as", "--bin", "--conf-dir", "--map", "--map-dir"];
+const FLAGS: [&str; 2] = ["--router", "--replace-foreign"];
 
 /// The command line by its parts, which are taken out as they are understood.
 #[derive(Debug, Default)]
@@ -171,7 +180,12 @@ impl Words {
         number.with_context(|| format!("{option}: {text:?} is no AS number"))
     }
 
-    fn action(&mut self) -> Result<Action> {
+    /// Takes a flag.
+    fn flag(&mut self, name: &str) -> bool {
+        !self.options(name).is_empty()
+    }
+
+    fn action(&mut self, conf: Option<&Path>) -> Result<Action> {
         let Some(name) = self.name() else { bail!("a command is needed\n\n{HELP}") };
         Ok(match name.as_str() {
             "sync" => Action::Sync,
@@ -189,8 +203,39 @@ impl Words {
                 };
                 Action::Trace(end("from")?, end("to")?)
             }
+            "install" => {
+                let replace_foreign = self.flag("--replace-foreign");
+                Action::Install(self.install(conf, replace_foreign)?)
+            }
+            "uninstall" => Action::Uninstall(self.install(conf, false)?),
             other => bail!("{other:?} is no command; see weft help"),
         })
+    }
+
+    fn install(&mut self, conf: Option<&Path>, replace_foreign: bool) -> Result<install::Request> {
+        let bin = self.option("--bin")?.unwrap_or_else(|| BIN_DIRECTORY.to_owned());
+        let map = self.option("--map")?.map(PathBuf::from);
+        let map = self.goes_to(map, "--map", node::NODES_DIR)?;
+        let conf = conf.map(Path::to_owned);
+        let conflist = self.goes_to(conf, "--conf", conflist::DIRECTORY)?;
+        Ok(install::Request { bin: bin.into(), map, conflist, replace_foreign })
+    }
+
+    /// A file and the directory that it goes to: that of `OPTION-dir`, else `default`.
+    fn goes_to(
+        &mut self,
+        file: Option<PathBuf>,
+        option: &str,
+        default: &str,
+    ) -> Result<Option<(PathBuf, PathBuf)>> {
+        let dir = self.option(&format!("{option}-dir"))?;
+        match (file, dir) {
+            (None, Some(_)) => bail!("{option}-dir means nothing without {option}"),
+            (file, dir) => Ok(file.map(|file| {
+                let dir = dir.unwrap_or_else(|| default.to_owned());
+                (file, dir.into())
+            })),
+        }
     }
 
     fn json(&mut self) -> Result<bool> {
@@ -232,11 +277,11 @@ impl Words {
             _ => bail!("export what? router, bird or frr; see weft help export"),
         };
         let peers = self.options("--peer");
-        let peers = peers.iter().map(|text| address(text)).collect::<Result<Vec<IpAddr>>>()?;
+        let peers = peers.iter().map(|text| peer(text)).collect::<Result<Vec<IpAddr>>>()?;
         let nodes_as = self.number("--as", bgp::NODES_AS)?;
         let router_as = self.number("--router-as", bgp::ROUTER_AS)?;
         let node = self.name();
-        let whose = match (!self.options("--router").is_empty(), node) {
+        let whose = match (self.flag("--router"), node) {
             (true, Some(node)) => bail!("either --router or node {node:?}, not both"),
             (true, None) => bgp::Whose::Router,
             (false, Some(node)) => bgp::Whose::Node(node),
@@ -267,6 +312,15 @@ fn address(text: &str) -> Result<IpAddr> {
     text.parse().ok().with_context(|| format!("{text:?} is not an IP address"))
 }
 
+/// A router's address: it has to be one that a node could have, too.
+fn peer(text: &str) -> Result<IpAddr> {
+    match text.parse::<cluster::NodeAddress>() {
+        Ok(peer) if peer.prefix_len.is_none() => Ok(peer.ip),
+        Ok(_) => bail!("--peer: {text:?} is not an IP address but a network"),
+        Err(why) => bail!("--peer: {why}"),
+    }
+}
+
 fn help_on(names: &[String]) -> Result<&'static str> {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     Ok(match names[..] {
@@ -280,6 +334,7 @@ fn help_on(names: &[String]) -> Result<&'static str> {
         ["ipam", ..] => ipam::HELP,
         ["status"] => status::HELP,
         ["trace"] => trace::HELP,
+        ["install" | "uninstall"] => install::HELP,
         [other, ..] => bail!("{other:?} is no command; see weft help"),
     })
 }

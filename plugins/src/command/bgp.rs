@@ -49,9 +49,9 @@ kernel. Run the command again where the node's own pod ranges change.
 pub(super) const NODES_AS: u32 = 64512;
 /// The one after it.
 pub(super) const ROUTER_AS: u32 = 64513;
-/// Identifier of a router that has no IPv4 address to take one from: any number
-/// but 0 will do, if nobody else has it (RFC 6286).
-pub(super) const ROUTER_ID: Ipv4Addr = Ipv4Addr::new(255, 0, 0, 1);
+/// Identifier of a router that has no IPv4 address to take one from: the IPv4
+/// dummy address (RFC 7600 section 4.8), which is nobody's.
+pub(super) const ROUTER_ID: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 
 /// The daemon that is to read the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,8 +120,8 @@ pub(super) struct Router {
 #[derive(Clone, Debug)]
 pub(super) struct Accepted {
     pub(super) family: Family,
-    /// Each node's address and ranges.
-    pub(super) nodes: Vec<(IpAddr, Vec<IpNetwork>)>,
+    /// Each node's addresses, those that its session may come from, and its ranges.
+    pub(super) nodes: Vec<(Vec<IpAddr>, Vec<IpNetwork>)>,
     /// Where further nodes' ranges may be.
     pub(super) new: Vec<Inside>,
 }
@@ -144,6 +144,12 @@ pub(super) fn run(request: &Request, network: &RoutingNetwork) -> Result<ExitCod
     let text = match &request.whose {
         Whose::Router => {
             let router = router(request, &network.config, &loaded.map);
+            if router.families.is_empty() {
+                bail!(
+                    "{} has no node with an address and pod ranges of one family",
+                    loaded.map.origin
+                );
+            }
             match request.daemon {
                 Daemon::Bird => bird::router(&router),
                 Daemon::Frr => frr::router(&router)?,
@@ -222,8 +228,7 @@ fn sessions(request: &Request, own: &Node, peers: &[IpAddr]) -> Speaker {
         if ranges.is_empty() {
             continue;
         }
-        let mut own_addresses = own.addresses.iter().map(|address| address.ip);
-        let local = own_addresses.find(|ip| Family::of(*ip) == family);
+        let local = first_address(own, family);
         let routers = peers.iter().filter(|ip| Family::of(**ip) == family);
         let routers: Vec<IpAddr> = routers.copied().collect();
         match local {
@@ -244,19 +249,22 @@ fn sessions(request: &Request, own: &Node, peers: &[IpAddr]) -> Speaker {
     speaker
 }
 
+/// The address that the node's sessions are from: not `tunnelAddress`, which need
+/// not be on any interface of it.
+fn first_address(node: &Node, family: Family) -> Option<IpAddr> {
+    node.addresses.iter().map(|address| address.ip).find(|ip| Family::of(*ip) == family)
+}
+
 /// The node's first IPv4 address; of an IPv6 node a number that it shares with
-/// nobody: the last four octets of its VTEP's MAC address.
+/// nobody: the last four octets of its VTEP's MAC address, made a unicast address,
+/// for not every speaker takes any number (RFC 4271 section 4.2 before RFC 6286).
 fn identifier(own: &Node) -> Ipv4Addr {
-    match own.addresses.iter().map(|address| address.ip).find_map(|ip| match ip {
-        IpAddr::V4(ip) => Some(ip),
-        IpAddr::V6(_) => None,
-    }) {
-        Some(ip) => ip,
-        None => {
-            let [_, _, a, b, c, d] = cluster::vtep_mac(own).0;
-            Ipv4Addr::new(a, b, c, d)
-        }
+    if let Some(IpAddr::V4(ip)) = first_address(own, Family::V4) {
+        return ip;
     }
+    let [_, _, a, b, c, d] = cluster::vtep_mac(own).0;
+    let unicast = if (1..224).contains(&a) { a } else { a & 0x7f | 0x40 };
+    Ipv4Addr::new(unicast, b, c, d)
 }
 
 /// The router's part: pure.
@@ -264,7 +272,8 @@ fn router(request: &Request, config: &Config, map: &Map) -> Router {
     let families: Vec<Accepted> =
         Family::ALL.into_iter().filter_map(|family| accepted(config, map, family)).collect();
     let closed = families.iter().filter(|accepted| accepted.new.is_empty());
-    let notes = closed.map(|accepted| {
+    let mut notes: Vec<String> = without_address(map).collect();
+    notes.extend(closed.map(|accepted| {
         let family = accepted.family;
         let key = match family {
             Family::V4 => "ipv4NativeRoutingCIDR",
@@ -274,22 +283,40 @@ fn router(request: &Request, config: &Config, map: &Map) -> Router {
             "no {key} holds the nodes' pod ranges: {family} ranges of nodes added to the map \
              later are not taken until this is exported again"
         )
-    });
+    }));
     Router {
         needs_id: families.iter().all(|accepted| accepted.family == Family::V6),
         nodes_as: request.nodes_as,
         router_as: request.router_as,
-        notes: notes.collect(),
+        notes,
         families,
     }
 }
 
-fn accepted(config: &Config, map: &Map, family: Family) -> Option<Accepted> {
-    let nodes = map.nodes.iter().filter_map(|node| {
-        let ranges: Vec<IpNetwork> = node.ranges(family).copied().collect();
-        Some((node.tunnel_end(family)?, ranges)).filter(|(_, ranges)| !ranges.is_empty())
+fn without_address(map: &Map) -> impl Iterator<Item = String> {
+    let pairs = map.nodes.iter().flat_map(|node| Family::ALL.map(|family| (node, family)));
+    let pairs = pairs.filter(|(node, family)| {
+        node.ranges(*family).next().is_some() && addresses(node, *family).is_empty()
     });
-    let nodes: Vec<(IpAddr, Vec<IpNetwork>)> = nodes.collect();
+    pairs.map(|(node, family)| {
+        format!("node {} has no {family} address to announce its {family} ranges from", node.name)
+    })
+}
+
+/// Where a node's session may come from: its own address, or what NAT makes of it.
+fn addresses(node: &Node, family: Family) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = first_address(node, family).into_iter().collect();
+    addresses.extend(node.tunnel_end(family).filter(|ip| !addresses.contains(ip)));
+    addresses
+}
+
+fn accepted(config: &Config, map: &Map, family: Family) -> Option<Accepted> {
+    let nodes = map.nodes.iter().map(|node| {
+        let ranges: Vec<IpNetwork> = node.ranges(family).copied().collect();
+        (addresses(node, family), ranges)
+    });
+    let nodes = nodes.filter(|(addresses, ranges)| !addresses.is_empty() && !ranges.is_empty());
+    let nodes: Vec<(Vec<IpAddr>, Vec<IpNetwork>)> = nodes.collect();
     let cidrs = config.native_cidrs.iter().filter(|cidr| Family::of_network(cidr) == family);
     let ranges: Vec<IpNetwork> = nodes.iter().flat_map(|(_, ranges)| ranges).copied().collect();
     let new = cidrs.filter_map(|cidr| inside(*cidr, &ranges)).collect();
@@ -304,4 +331,42 @@ fn inside(cidr: IpNetwork, ranges: &[IpNetwork]) -> Option<Inside> {
     let shortest = lengths.iter().copied().min()?;
     let longest = lengths.iter().copied().max()?;
     Some(Inside { cidr, shortest, longest })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn identifiers_without_ipv4_are_unicast_and_differ() {
+        let mut seen = HashSet::from([ROUTER_ID]);
+        for number in 0..1000 {
+            let range = format!("fd10:0:0:{number:x}::/64").parse().expect("a range");
+            let node = Node { pod_ranges: vec![range], ..Node::default() };
+            let id = identifier(&node);
+            assert!((1..224).contains(&id.octets()[0]), "{id}");
+            assert!(seen.insert(id), "{id} twice");
+        }
+        let vtep_mac = "02:00:00:00:00:00".parse().ok();
+        let id = identifier(&Node { vtep_mac, ..Node::default() });
+        assert_eq!(id, Ipv4Addr::new(64, 0, 0, 0));
+    }
+
+    #[test]
+    fn a_session_may_come_from_the_first_address_or_the_tunnel_s() {
+        let node = Node {
+            addresses: ["fd00::1", "192.168.1.1", "192.168.1.2"]
+                .map(|text| text.parse().expect("an address"))
+                .to_vec(),
+            tunnel_address: "198.51.100.1".parse().ok(),
+            ..Node::default()
+        };
+        let of = |family| -> Vec<String> {
+            addresses(&node, family).iter().map(IpAddr::to_string).collect()
+        };
+        assert_eq!(of(Family::V4), ["192.168.1.1", "198.51.100.1"]);
+        assert_eq!(of(Family::V6), ["fd00::1"]);
+    }
 }

@@ -69,7 +69,8 @@ pub(super) fn router(router: &Router) -> String {
         "# BGP of the router: takes nodes' pod ranges and announces nothing.\n".to_owned();
     add_notes(&mut text, &router.notes);
     if router.needs_id {
-        text += &format!("\nrouter id {ROUTER_ID};\n");
+        text +=
+            &format!("\n# Any number will do that no other router has.\nrouter id {ROUTER_ID};\n");
     }
     text += "\nprotocol device {\n}\n";
     for accepted in &router.families {
@@ -81,9 +82,11 @@ pub(super) fn router(router: &Router) -> String {
 
 fn filter(accepted: &Accepted) -> String {
     let (number, _) = names(accepted.family);
-    let line = |(address, ranges): &(IpAddr, Vec<IpNetwork>)| {
+    let line = |(addresses, ranges): &(Vec<IpAddr>, Vec<IpNetwork>)| {
+        let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
         // The space keeps the colon out of an IPv6 address.
-        format!("    {address} : if net ~ [ {} ] then accept;\n", list(ranges, ""))
+        let (from, ranges) = (addresses.join(", "), list(ranges, ""));
+        format!("    {from} : if net ~ [ {ranges} ] then accept;\n")
     };
     let nodes: String = accepted.nodes.iter().map(line).collect();
     let known: Vec<IpNetwork> =

@@ -13,7 +13,10 @@ use super::hints;
 use crate::routing::config::Config;
 
 /// Where runtimes look.
-const DIRECTORY: &str = "/etc/cni/net.d";
+pub(super) const DIRECTORY: &str = "/etc/cni/net.d";
+
+/// How names of files end that runtimes read there.
+pub(super) const EXTENSIONS: [&str; 3] = ["conflist", "conf", "json"];
 
 /// A network whose plugins include `routing`.
 #[derive(Clone, Debug)]
@@ -61,7 +64,7 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     for entry in entries {
         let path = entry.with_context(|| format!("cannot read {}", directory.display()))?.path();
         let extension = path.extension().and_then(OsStr::to_str);
-        if matches!(extension, Some("conflist" | "conf" | "json")) {
+        if extension.is_some_and(|extension| EXTENSIONS.contains(&extension)) {
             files.push(path);
         }
     }
@@ -76,7 +79,7 @@ fn parse(file: &Path) -> Result<Map<String, Value>> {
 
 fn read(file: &Path, whole: &Map<String, Value>) -> Result<Option<RoutingNetwork>> {
     let keys = Object::root(whole);
-    if !has_routing(&keys)? {
+    if !names(&keys, &["routing"]) {
         return Ok(None);
     }
     let plugins = match keys.get("plugins") {
@@ -101,18 +104,45 @@ fn read(file: &Path, whole: &Map<String, Value>) -> Result<Option<RoutingNetwork
     Ok(Some(RoutingNetwork { file: file.to_owned(), config, host_local, hints }))
 }
 
-/// Whether a plugin is `routing`. What is wrong with another network's plugins is not
-/// ours to fail for.
-fn has_routing(keys: &Object) -> Result<bool> {
-    let is_routing = |plugin: &Object| plugin.text("type").ok().flatten() == Some("routing");
-    Ok(match keys.get("plugins") {
+/// Whether a plugin of the network is one of `wanted`. What is wrong with another
+/// network's plugins is not ours to fail for.
+fn names(keys: &Object, wanted: &[&str]) -> bool {
+    let is_wanted =
+        |plugin: &Object| plugin.text("type").ok().flatten().is_some_and(|t| wanted.contains(&t));
+    match keys.get("plugins") {
         Some(Value::Array(_)) => {
-            let of = |value, path| Ok(Object::of(value, path).is_ok_and(|p| is_routing(&p)));
-            keys.list("plugins", of)?.contains(&true)
+            let of = |value, path| Ok(Object::of(value, path).is_ok_and(|p| is_wanted(&p)));
+            keys.list("plugins", of).is_ok_and(|plugins| plugins.contains(&true))
         }
         Some(_) => false,
-        None => is_routing(keys),
-    })
+        None => is_wanted(keys),
+    }
+}
+
+/// Whether this is a network's configuration that needs our executables: it names a
+/// plugin that only weft has.
+pub(super) fn is_ours(content: &[u8]) -> bool {
+    let whole: Option<Map<String, Value>> = serde_json::from_slice(content).ok();
+    whole.is_some_and(|whole| names(&Object::root(&whole), &["veth", "routing"]))
+}
+
+/// The files of runtimes' own directory that are ours, as far as they can be read.
+pub(super) fn ours() -> Vec<PathBuf> {
+    let mut files = files(Path::new(DIRECTORY)).unwrap_or_default();
+    files.retain(|file| fs::read(file).is_ok_and(|content| is_ours(&content)));
+    files
+}
+
+/// Fails on what weft could not use, or would not know for its own later.
+pub(super) fn validate(content: &[u8], file: &Path) -> Result<()> {
+    let whole = serde_json::from_slice(content).context("is not JSON")?;
+    if Object::root(&whole).text("name")?.is_none() {
+        bail!("name: missing; give the network one");
+    }
+    if !is_ours(content) {
+        bail!("names neither veth nor routing; add one of them to its plugins");
+    }
+    read(file, &whole).map(drop)
 }
 
 fn uses_host_local(plugin: &Object) -> Result<bool> {

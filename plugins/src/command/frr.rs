@@ -77,13 +77,15 @@ pub(super) fn router(router: &Router) -> Result<String> {
     add_notes(&mut text, &router.notes);
     text += "!\nroute-map weft-nothing deny 1\nexit\n";
     for accepted in &router.families {
-        let count = accepted.nodes.len();
-        ensure!(count <= MAX_NODES, "FRR can tell {MAX_NODES} nodes apart, not {count}");
+        let count: usize = accepted.nodes.iter().map(|(addresses, _)| addresses.len()).sum();
+        ensure!(count <= MAX_NODES, "FRR can tell {MAX_NODES} nodes' addresses apart, not {count}");
         text += &from_nodes(accepted);
     }
     text += &format!("!\nrouter bgp {}\n", router.router_as);
     if router.needs_id {
-        text += &format!(" bgp router-id {ROUTER_ID}\n");
+        text += &format!(
+            " ! Any number will do that no other router has.\n bgp router-id {ROUTER_ID}\n"
+        );
     }
     text += &format!(" no bgp default ipv4-unicast\n bgp listen limit {MAX_SESSIONS}\n");
     for accepted in &router.families {
@@ -115,10 +117,12 @@ fn from_nodes(accepted: &Accepted) -> String {
              prefix-list {list}\n{next_hop}exit\n"
         );
     };
-    for (position, (address, ranges)) in nodes.iter().enumerate() {
+    for (position, (addresses, ranges)) in nodes.iter().enumerate() {
         let name = format!("weft-node{number}-{}", position + 1);
         lists += &prefix_list(&name, *family, ranges.iter().map(exactly));
-        entry("permit", format!(" match peer {address}\n"), &name);
+        for address in addresses {
+            entry("permit", format!(" match peer {address}\n"), &name);
+        }
     }
     let known = format!("weft-known{number}");
     let ranges = nodes.iter().flat_map(|(_, ranges)| ranges);

@@ -8,6 +8,8 @@ mod export_router;
 mod frr;
 mod hints;
 mod in_the_way;
+mod install;
+mod installed;
 mod ipam;
 mod nodes;
 mod print;
@@ -32,7 +34,9 @@ const CHANGES: u8 = 2;
 
 /// Serves the command line.
 pub(crate) fn run() -> ExitCode {
-    let outcome = Arguments::parse(std::env::args().skip(1)).and_then(|arguments| act(&arguments));
+    // A word that is not UTF-8 is refused like any other that means nothing.
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let outcome = Arguments::parse(words).and_then(|arguments| act(&arguments));
     outcome.unwrap_or_else(|error| {
         eprintln!("weft: {error:#}");
         ExitCode::FAILURE
@@ -92,6 +96,8 @@ fn act(arguments: &Arguments) -> Result<ExitCode> {
             give_hints(arguments, &networks);
             for_each(&networks, status::show)
         }
+        Action::Install(request) => install::install(request),
+        Action::Uninstall(request) => install::uninstall(request),
         Action::Teardown => teardown::run(arguments),
     }
 }

@@ -127,7 +127,8 @@ fn directories(sources: impl Iterator<Item = Source>) -> Result<Vec<PathBuf>> {
     Ok(dirs)
 }
 
-fn refuse_unusable(map: &Map) -> Result<()> {
+/// Fails on a map that nodes could not go by.
+pub(super) fn refuse_unusable(map: &Map) -> Result<()> {
     let problems: Vec<String> = map.problems.iter().map(ToString::to_string).collect();
     if !problems.is_empty() {
         bail!("{}\nweft: not imported: {} problem(s)", problems.join("\n"), problems.len());
@@ -157,7 +158,7 @@ fn put(dir: &Path, compact: &str, map: &Map) -> Result<()> {
     let temporary = dir.join(format!(".{IMPORTED}.{}", std::process::id()));
     let done = write_whole(&temporary, compact)
         .with_context(|| format!("cannot write {}", temporary.display()))
-        .and_then(|()| refuse_contradiction(dir, &temporary))
+        .and_then(|()| refuse_contradiction(dir, IMPORTED, &temporary))
         .and_then(|()| {
             fs::rename(&temporary, &file)
                 .with_context(|| format!("cannot write {}", file.display()))
@@ -177,11 +178,12 @@ fn write_whole(path: &Path, content: &str) -> std::io::Result<()> {
     file.sync_all()
 }
 
-/// Judges the directory as it would be, in a directory of links.
-fn refuse_contradiction(dir: &Path, imported: &Path) -> Result<()> {
+/// Judges the directory as it would be with the file `imported` called `name` there, in
+/// a directory of links.
+pub(super) fn refuse_contradiction(dir: &Path, name: &str, imported: &Path) -> Result<()> {
     let trial = state_dir::path(&format!("import.{}", std::process::id()));
     let judged = fs::create_dir_all(&trial)
-        .and_then(|()| link_all(dir, imported, &trial))
+        .and_then(|()| link_all(dir, name, imported, &trial))
         .with_context(|| format!("cannot prepare {}", trial.display()))
         .and_then(|()| Ok(Map::read(&trial)?));
     fs::remove_dir_all(&trial).with_context(|| format!("cannot remove {}", trial.display()))?;
@@ -197,15 +199,15 @@ fn refuse_contradiction(dir: &Path, imported: &Path) -> Result<()> {
     }
 }
 
-fn link_all(dir: &Path, imported: &Path, trial: &Path) -> std::io::Result<()> {
+fn link_all(dir: &Path, name: &str, imported: &Path, trial: &Path) -> std::io::Result<()> {
     let dir = fs::canonicalize(dir)?;
     for entry in fs::read_dir(&dir)? {
         let entry = entry?;
-        if entry.file_name() != IMPORTED {
+        if entry.file_name() != name {
             symlink(entry.path(), trial.join(entry.file_name()))?;
         }
     }
-    symlink(fs::canonicalize(imported)?, trial.join(IMPORTED))
+    symlink(fs::canonicalize(imported)?, trial.join(name))
 }
 
 #[cfg(test)]

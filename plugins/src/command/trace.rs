@@ -17,18 +17,23 @@ use crate::attachment::Alias;
 use crate::node::recognise;
 use crate::routing::config::Config;
 use crate::routing::desired::policy;
+use crate::routing::firewall::{TableState, masquerade_state};
+use crate::routing::held::Held;
+use crate::routing::masquerade;
+use crate::routing::survey::held;
 
 pub(super) const HELP: &str = "\
 Usage: weft trace SRC DST [--conf FILE]
 
 Prints which way a packet from address SRC to address DST goes from this node, as
 the kernel has it now: route, neighbour, forwarding entry, outer route; tunnel or
-native and the rule that decided it; MTU; whether the source is masqueraded; and,
-where the way is native, the routes that the physical network needs. Ends with
-the commands that show each step. It sends nothing.
+native and the rule that decided it; MTU; whether the source is masqueraded, and
+whether the kernel's table for that is the one that shall be there; and, where
+the way is native, the routes that the physical network needs. Ends with the
+commands that show each step. It sends nothing.
 
 Run it on the node that SRC is on, and the other way round on that of DST.
-Exit status 1 if a step is missing.
+Exit status 1 if a step is missing or another than it shall be.
 ";
 
 /// Who an address belongs to.
@@ -38,6 +43,8 @@ enum Who {
     OwnPod(IpNetwork),
     /// A pod range of another node.
     Pod(String, IpNetwork),
+    /// A pod range of a node whose record is quarantined.
+    HeldPod(IpNetwork),
     ThisNode,
     Node(String),
     Outside,
@@ -77,6 +84,7 @@ struct Trace<'a> {
     config: &'a Config,
     map: &'a Map,
     own: &'a Node,
+    held: &'a Held,
     destination: IpAddr,
     from: Who,
     to: Who,
@@ -96,10 +104,11 @@ pub(super) fn run(
     let loaded = config.source.load()?;
     let (own, _) = recognise(&loaded.map, &config.source, Some(config.protocol), &mut host)?;
     let addresses = host.addresses(None)?;
-    let held: Vec<IpAddr> = addresses.iter().map(|address| address.address.ip()).collect();
-    let whose = |ip| whose(ip, &loaded.map, &own, &held);
+    let of_host: Vec<IpAddr> = addresses.iter().map(|address| address.address.ip()).collect();
+    let held = held(config, &loaded.map, &own, &mut host)?;
+    let whose = |ip| whose(ip, &loaded.map, &own, &held, &of_host);
     let (from, to) = (whose(source), whose(destination));
-    let trace = Trace { config, map: &loaded.map, own: &own, destination, from, to };
+    let trace = Trace { config, map: &loaded.map, own: &own, held: &held, destination, from, to };
     let mut report = Report::default();
     trace.follow(&mut report, &mut host)?;
     for (chain, commands) in in_the_way(&own.pod_ranges)? {
@@ -113,11 +122,11 @@ pub(super) fn run(
     Ok(if report.broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn whose(ip: IpAddr, map: &Map, own: &Node, held: &[IpAddr]) -> Who {
+fn whose(ip: IpAddr, map: &Map, own: &Node, held: &Held, of_host: &[IpAddr]) -> Who {
     if let Some(range) = own.pod_ranges.iter().find(|range| range.contains(ip)) {
         return Who::OwnPod(*range);
     }
-    if held.contains(&ip) || own.has_address(ip) {
+    if of_host.contains(&ip) || own.has_address(ip) {
         return Who::ThisNode;
     }
     for node in map.nodes.iter().filter(|node| node.name != own.name) {
@@ -128,14 +137,24 @@ fn whose(ip: IpAddr, map: &Map, own: &Node, held: &[IpAddr]) -> Who {
             return Who::Node(node.name.clone());
         }
     }
-    Who::Outside
+    match held.ranges.iter().find(|range| range.contains(ip)) {
+        Some(range) => Who::HeldPod(*range),
+        None => Who::Outside,
+    }
 }
 
 impl Who {
+    fn is_pod(&self) -> bool {
+        matches!(self, Self::OwnPod(_) | Self::Pod(..) | Self::HeldPod(_))
+    }
+
     fn text(&self, own: &Node) -> String {
         match self {
             Self::OwnPod(range) => format!("a pod of this node, {} ({range})", own.name),
             Self::Pod(name, range) => format!("a pod of node {name} ({range})"),
+            Self::HeldPod(range) => {
+                format!("a pod of a node whose record is quarantined ({range})")
+            }
             Self::ThisNode => format!("this node, {}", own.name),
             Self::Node(name) => format!("node {name}"),
             Self::Outside => "no pod and no node of the map".to_owned(),
@@ -193,10 +212,7 @@ impl Trace<'_> {
         decision: Option<Decision>,
         host: &mut Rtnetlink,
     ) -> Result<()> {
-        let link = match route.dev {
-            Some(dev) => host.link(dev)?,
-            None => None,
-        };
+        let link = route.dev.map(|dev| host.link(dev)).transpose()?.flatten();
         let name = link.as_ref().map_or("?", |link| link.name.as_str());
         let matching = host.matching_route(self.destination)?;
         let prefix = matching.map_or_else(|| "?".to_owned(), |route| route.dst.to_string());
@@ -206,7 +222,24 @@ impl Trace<'_> {
             return Ok(());
         }
         let by_tunnel = self.config.tunnel_port.is_some() && name == self.config.device;
-        match decision.map(|decision| decision.way) {
+        let way = decision.map(|decision| decision.way);
+        self.compare_way(report, way, by_tunnel);
+        let alias = link.as_ref().and_then(|link| Alias::parse(link.alias.as_deref()?));
+        if by_tunnel {
+            self.through_tunnel(report, route, host)?;
+        } else if let Some(Alias { key, .. }) = alias {
+            report.say("pod", format!("{} of container {}", key.ifname, key.container_id));
+        } else if way == Some(Way::Native) {
+            self.physical_network(report, route);
+        }
+        report.say("MTU", mtu_text(route, link.as_ref(), by_tunnel, self.config));
+        self.source_nat(report, by_tunnel);
+        Ok(())
+    }
+
+    /// Says so where the kernel's route goes another way than it shall.
+    fn compare_way(&self, report: &mut Report, wanted: Option<Way>, by_tunnel: bool) {
+        match wanted {
             Some(Way::Tunnel) if !by_tunnel => report.broken(
                 "",
                 format!(
@@ -220,22 +253,6 @@ impl Trace<'_> {
             }
             _ => {}
         }
-        if by_tunnel {
-            self.through_tunnel(report, route, host)?;
-        } else if let Some(Alias { key, .. }) =
-            link.as_ref().and_then(|link| Alias::parse(link.alias.as_deref()?))
-        {
-            report.say("pod", format!("{} of container {}", key.ifname, key.container_id));
-        } else if decision.is_some_and(|decision| decision.way == Way::Native) {
-            self.physical_network(report, route);
-        }
-        report.say("MTU", mtu_text(route, link.as_ref(), by_tunnel, self.config));
-        report.say("source NAT", self.masquerade(by_tunnel));
-        if self.config.ip_masq {
-            let table = crate::routing::masquerade::table_name(self.config.protocol);
-            report.commands.push(format!("nft list table inet {table}"));
-        }
-        Ok(())
     }
 
     fn through_tunnel(
@@ -300,20 +317,44 @@ impl Trace<'_> {
         }
     }
 
+    /// What becomes of the source, and whether the kernel's table is the one that
+    /// does so.
+    fn source_nat(&self, report: &mut Report, by_tunnel: bool) {
+        report.say("source NAT", self.masquerade(by_tunnel));
+        let table = masquerade::table_name(self.config.protocol);
+        match masquerade_state(self.config, self.map, self.own, self.held) {
+            Ok(TableState::Ok) if !self.config.ip_masq => return,
+            Ok(TableState::Ok) => {}
+            Ok(TableState::Missing) => report.broken(
+                "",
+                format!("but the kernel has no table inet {table}: weft sync makes it"),
+            ),
+            Ok(TableState::Different) => report.broken(
+                "",
+                format!(
+                    "but the kernel's table inet {table} is not what configuration and node map \
+                     ask for: weft sync mends it"
+                ),
+            ),
+            Err(error) => report.broken("", format!("but the kernel cannot be asked: {error}")),
+        }
+        report.commands.push(format!("nft list table inet {table}"));
+    }
+
     /// What the masquerade table does to the source, by its own rules.
     fn masquerade(&self, by_tunnel: bool) -> String {
         let kept = |why: &str| format!("none: {why}");
         if !self.config.ip_masq {
             return kept("ipMasq is false");
         }
-        let from_pod = matches!(self.from, Who::OwnPod(_) | Who::Pod(..));
+        let from_pod = self.from.is_pod();
         if by_tunnel && !from_pod {
             return "masqueraded: only pods' addresses may enter the tunnel".to_owned();
         }
         if !matches!(self.from, Who::OwnPod(_)) {
             return kept("the source is no pod of this node");
         }
-        if matches!(self.to, Who::OwnPod(_) | Who::Pod(..)) {
+        if self.to.is_pod() {
             return kept("the destination is a pod");
         }
         let holds =

@@ -178,10 +178,11 @@ impl Steps {
 
 /// Whether `link` differs from `wanted` only in what can change live. The mark is the
 /// last thing that a device gets: one without was never finished, for whoever
-/// made it was killed, or is another's of our name.
+/// made it was killed, or is another's of our name. One that somebody made part of a bridge
+/// is made anew: what it receives is the bridge's.
 fn can_become(config: &Config, link: &Link, wanted: &VxlanDevice) -> bool {
-    let Some(have) = link.vxlan.as_ref().filter(|_| link.alias == Some(mark(&config.network)))
-    else {
+    let is_ours = link.alias == Some(mark(&config.network)) && link.controller.is_none();
+    let Some(have) = link.vxlan.as_ref().filter(|_| is_ours) else {
         return false;
     };
     let want = &wanted.settings;

@@ -1,6 +1,8 @@
 //! The nf_tables tables of a routing network, as configuration and map ask for
 //! them, and bringing the kernel's in line.
 
+use std::net::IpAddr;
+
 use cluster::{Family, Map, Node, Way};
 use cni::{Code, Error};
 use ipnetwork::IpNetwork;
@@ -11,14 +13,52 @@ use kernel::nft::{self, Table};
 use super::config::Config;
 use super::desired::policy;
 use super::held::Held;
+use super::host::Underlay;
 use super::masquerade::{self, Masquerade};
 use super::peer_guard::{self, PeerGuard};
 use super::sync::Do;
 
 /// The tables that shall be there: pure.
-pub(super) fn tables(config: &Config, map: &Map, own: &Node, held: &Held) -> Vec<Table> {
+pub(super) fn tables(
+    config: &Config,
+    map: &Map,
+    own: &Node,
+    underlay: &Underlay,
+    held: &Held,
+) -> Vec<Table> {
     let masquerade = masquerade(config, map, own, held);
-    masquerade.into_iter().chain(peer_guard(config, map, own, held)).collect()
+    masquerade.into_iter().chain(peer_guard(config, map, own, underlay, held)).collect()
+}
+
+/// How a table of the kernel stands to what shall be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TableState {
+    /// As it shall be; also where none shall be.
+    Ok,
+    Missing,
+    /// Another one, or one that should not be there.
+    Different,
+}
+
+/// How the masquerade table stands.
+pub(crate) fn masquerade_state(
+    config: &Config,
+    map: &Map,
+    own: &Node,
+    held: &Held,
+) -> Result<TableState, Error> {
+    let name = masquerade::table_name(config.protocol);
+    let mut socket = Socket::netfilter().map_err(refused)?;
+    let wanted = masquerade(config, map, own, held);
+    let installed = wanted.as_ref().map(|table| nft::installed(&mut socket, &table.proof()));
+    if let Some(true) = installed.transpose().map_err(refused)? {
+        return Ok(TableState::Ok);
+    }
+    Ok(match (nft::exists(&mut socket, &name).map_err(refused)?, wanted) {
+        (false, None) => TableState::Ok,
+        (false, Some(_)) => TableState::Missing,
+        (true, _) => TableState::Different,
+    })
 }
 
 /// Every name that a table of the network may have.
@@ -60,15 +100,30 @@ fn masquerade(config: &Config, map: &Map, own: &Node, held: &Held) -> Option<Tab
     Some(masquerade.table())
 }
 
-fn peer_guard(config: &Config, map: &Map, own: &Node, held: &Held) -> Option<Table> {
+fn peer_guard(
+    config: &Config,
+    map: &Map,
+    own: &Node,
+    underlay: &Underlay,
+    held: &Held,
+) -> Option<Table> {
     let port = config.tunnel_port?;
-    let peers = all_nodes(map).filter(|node| node.name != own.name);
-    let ends = peers.filter_map(|node| node.tunnel_end(config.underlay_family));
-    let held = held.ends.iter().copied().filter(|ip| Family::of(*ip) == config.underlay_family);
-    let tunnel_ends: Vec<_> = ends.chain(held).collect();
+    let family = config.underlay_family;
+    let peers = || all_nodes(map).filter(|node| node.name != own.name);
+    let ends = peers().filter_map(|node| node.tunnel_end(family));
+    let held = held.ends.iter().copied().filter(|ip| Family::of(*ip) == family);
+    let tunnel_ends: Vec<IpAddr> = ends.chain(held).collect();
+    let others = peers().flat_map(|node| {
+        let addresses = node.addresses.iter().map(|address| address.ip);
+        addresses
+            .filter(move |ip| Family::of(*ip) == family && node.tunnel_end(family) != Some(*ip))
+    });
+    let other_addresses: Vec<IpAddr> = others.collect();
     let guard = PeerGuard {
         protocol: config.protocol,
         tunnel_ends: &tunnel_ends,
+        other_addresses: &other_addresses,
+        local: own.tunnel_end(family).filter(|ip| *ip == underlay.local),
         port,
         vni: config.vni,
         device: &config.device,

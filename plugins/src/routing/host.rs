@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use cluster::{Family, Map, Node};
-use cni::{Code, Error};
+use cni::Error;
 use ipnetwork::IpNetwork;
 use kernel::Rtnetlink;
 use kernel::link::Link;
 use kernel::route::{Filter, Kind, Route, TABLE_MAIN};
 
 use super::config::Config;
+use super::record;
 use crate::attachment::is_host_end;
 use crate::failure::{invalid_config, refused};
 use crate::node;
@@ -25,19 +26,38 @@ pub(crate) struct Underlay {
     pub(crate) name: String,
     /// Bytes.
     pub(crate) mtu: u32,
+    /// Administratively up: taken down, it loses the host's routes that ours depend on.
+    pub(crate) up: bool,
     /// Outer source of what we send.
     pub(crate) local: IpAddr,
 }
 
 /// Finds the underlay: the interface that the configuration names, else the one
 /// by which the peers are reached, else (a node alone) the one with our address.
+/// Without a tunnel nothing is sent from its address, and any family will do.
 pub(crate) fn underlay(
     config: &Config,
     map: &Map,
     own: &Node,
     host: &mut Rtnetlink,
 ) -> Result<Underlay, Error> {
-    let family = config.underlay_family;
+    let chosen = config.underlay_family;
+    let other = Family::ALL.into_iter().filter(|&f| f != chosen && config.tunnel_port.is_none());
+    for family in std::iter::once(chosen).chain(other) {
+        if let Some(underlay) = underlay_of(family, config, map, own, host)? {
+            return Ok(underlay);
+        }
+    }
+    Err(invalid_config(none_found(config, map, own)))
+}
+
+fn underlay_of(
+    family: Family,
+    config: &Config,
+    map: &Map,
+    own: &Node,
+    host: &mut Rtnetlink,
+) -> Result<Option<Underlay>, Error> {
     if let Some(name) = &config.underlay {
         let link = host.link_by_name(name).map_err(refused)?;
         let Some(link) = link else {
@@ -46,36 +66,41 @@ pub(crate) fn underlay(
                 "underlay: this host has no interface {name} (it has {have}); correct the name or remove the key"
             )));
         };
-        let local = local_on(&link, own, family, host)?.ok_or_else(|| {
-            invalid_config(format!("underlay: interface {name} has no {family} address; choose another, or set underlayFamily"))
-        })?;
-        return Ok(found(&link, local));
+        return Ok(local_on(&link, own, family, host)?.map(|local| found(&link, local)));
     }
-    if let Some(underlay) = by_route_to_peers(config, map, own, host)? {
-        return Ok(underlay);
+    if let Some(underlay) = by_route_to_peers(family, config, map, own, host)? {
+        return Ok(Some(underlay));
     }
-    if let Some((link, local)) = node::link_of(own, Some(family), host)? {
-        return Ok(found(&link, local));
+    Ok(node::link_of(own, Some(family), host)?.map(|(link, local)| found(&link, local)))
+}
+
+fn none_found(config: &Config, map: &Map, own: &Node) -> String {
+    let family = config.underlay_family;
+    if let Some(name) = &config.underlay {
+        return format!(
+            "underlay: interface {name} has no {family} address; choose another, or set \
+             underlayFamily"
+        );
     }
     let peers = map.nodes.iter().filter(|node| node.name != own.name).count();
-    Err(Error::new(
-        Code::InvalidConfig,
-        format!(
-            "no interface leads to the other nodes: none of {peers} peers has an {family} address \
-             that this host has a route to, and none of node {}'s addresses is on this host; \
-             set underlay, or correct the addresses in the node map",
-            own.name
-        ),
-    ))
+    let advice = match map.nodes.iter().any(|node| node.tunnel_end(family).is_some()) {
+        true => "set underlay, or correct the addresses in the node map",
+        false => "no node of the map has one: set underlayFamily to the other family",
+    };
+    format!(
+        "no interface leads to the other nodes: none of {peers} peers has an {family} address that \
+         this host has a route to, and none of node {}'s addresses is on this host; {advice}",
+        own.name
+    )
 }
 
 fn by_route_to_peers(
+    family: Family,
     config: &Config,
     map: &Map,
     own: &Node,
     host: &mut Rtnetlink,
 ) -> Result<Option<Underlay>, Error> {
-    let family = config.underlay_family;
     let peers = map.nodes.iter().filter(|node| node.name != own.name);
     for end in peers.filter_map(|node| node.tunnel_end(family)) {
         let Some(way) = host.route_to(end).map_err(refused)? else { continue };
@@ -116,7 +141,7 @@ fn is_link_local(ip: IpAddr) -> bool {
 }
 
 fn found(link: &Link, local: IpAddr) -> Underlay {
-    Underlay { index: link.index, name: link.name.clone(), mtu: link.mtu, local }
+    Underlay { index: link.index, name: link.name.clone(), mtu: link.mtu, up: link.up, local }
 }
 
 fn link_names(host: &mut Rtnetlink) -> Result<String, Error> {
@@ -155,12 +180,14 @@ pub(crate) enum Position {
 
 impl OnLink {
     /// Reads the main table.
-    pub(crate) fn read(protocol: u8, host: &mut Rtnetlink) -> Result<Self, Error> {
+    pub(crate) fn read(config: &Config, host: &mut Rtnetlink) -> Result<Self, Error> {
+        let former = record::former_protocol(config);
+        let ours = [Some(config.protocol), former, Some(POD_ROUTE_PROTOCOL)];
         let mut table = Self::default();
         for family in [libc::AF_INET, libc::AF_INET6] {
             let filter = Filter { family: family as u8, table: TABLE_MAIN, ..Filter::default() };
             for route in host.routes(filter).map_err(refused)? {
-                if route.protocol != protocol && route.protocol != POD_ROUTE_PROTOCOL {
+                if !ours.contains(&Some(route.protocol)) {
                     table.add(&route);
                 }
             }

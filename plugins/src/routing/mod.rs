@@ -6,8 +6,8 @@ pub(crate) mod config;
 pub(crate) mod desired;
 pub(crate) mod device;
 mod difference;
-mod firewall;
-mod held;
+pub(crate) mod firewall;
+pub(crate) mod held;
 mod host;
 pub(crate) mod masquerade;
 mod observed;
@@ -22,7 +22,7 @@ pub(crate) mod teardown;
 use cni::{AddResult, Attachment, AttachmentKey, Code, Error, Network, Plugin};
 use kernel::Rtnetlink;
 
-use crate::attachment::open_netns;
+use crate::attachment::Namespaces;
 use crate::budget::{STATUS, within};
 use crate::failure::refused;
 use crate::trace::phase;
@@ -37,11 +37,11 @@ impl Plugin for Routing {
         phase("parse");
         let mut result = network.require_prev_result()?.clone();
         let config = Config::read(network)?;
-        let pod = open_netns(attachment)?;
         let mut host = Rtnetlink::open().map_err(refused)?;
+        let namespaces = Namespaces::open(attachment, &host)?;
         let mtu = sync::ensure(&config, &mut host)?;
         phase("sync check");
-        pods::adjust_attachment(attachment, &pod, &mut result, mtu, &mut host)?;
+        pods::adjust_attachment(attachment, &namespaces, &mut result, mtu, &mut host)?;
         phase("mtu");
         Ok(result)
     }

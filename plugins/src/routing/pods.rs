@@ -15,7 +15,7 @@ use kernel::nft;
 
 use super::config::Config;
 use super::sync::{Do, Outcome};
-use crate::attachment::{Alias, is_host_end};
+use crate::attachment::{Alias, Namespaces, is_host_end};
 use crate::failure::refused;
 use crate::veth::spoof_check;
 
@@ -64,7 +64,7 @@ fn keep_spoof_check(links: &[Link], what: Do, outcome: &mut Outcome) -> Result<(
         return Ok(());
     }
     if what != Do::Plan {
-        spoof_check::ensure()?;
+        spoof_check::ensure(None)?;
     }
     outcome.add([format!("nft: replace table inet {}", spoof_check::TABLE)]);
     Ok(())
@@ -103,7 +103,7 @@ fn has_mtu(attachment: &Attachment, result: &AddResult, mtu: u32) -> bool {
 /// and in its result.
 pub(super) fn adjust_attachment(
     attachment: &Attachment,
-    pod: &Netns,
+    namespaces: &Namespaces,
     result: &mut AddResult,
     mtu: u32,
     host: &mut Rtnetlink,
@@ -111,11 +111,9 @@ pub(super) fn adjust_attachment(
     if has_mtu(attachment, result, mtu) {
         return Ok(());
     }
-    let home = Netns::current().map_err(refused)?;
     let name = &attachment.key.ifname;
-    let inside = || set_pod_end(name, mtu);
-    let Some(link) = pod.run(&home, inside).map_err(refused)?? else { return Ok(()) };
-    let host_end = host_end(&link, pod, host)?;
+    let Some(link) = namespaces.in_pod(|| set_pod_end(name, mtu))?? else { return Ok(()) };
+    let host_end = host_end(&link, &namespaces.pod, host)?;
     if let Some(host_end) = &host_end
         && host_end.mtu != mtu
     {

@@ -7,11 +7,12 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cni::{Error, Object};
+use kernel::netns::Netns;
 use serde_json::{Map, Value, json};
 
 use super::config::Config;
-use super::stamp;
 use super::sync::Outcome;
+use crate::failure::refused;
 use crate::state_dir;
 
 /// What the file's name has after that of the network.
@@ -119,7 +120,7 @@ impl Record {
     /// The record of a network, if it is of this network namespace. Everything in /run/weft
     /// may vanish, so one that cannot be read is none.
     pub(crate) fn read(network: &str) -> Option<Self> {
-        Self::parse(&state_dir::read(&file_name(network))?, &stamp::netns().ok()?)
+        Self::parse(&state_dir::read(&file_name(network))?, &netns().ok()?)
     }
 
     fn parse(text: &[u8], netns: &str) -> Option<Self> {
@@ -166,7 +167,7 @@ pub(super) fn write(config: &Config, trigger: Trigger, outcome: &Outcome, error:
     let changed = (last.changes > 0).then(|| last.clone());
     let last_change = changed.or(before.and_then(|before| before.last_change));
     let record = Record { protocol, device, last, last_change };
-    let written = stamp::netns().and_then(|netns| {
+    let written = netns().and_then(|netns| {
         state_dir::write(&file_name(&config.network), record.to_json(&netns).to_string().as_bytes())
     });
     if let Err(error) = written {
@@ -189,6 +190,12 @@ pub(super) fn former_protocol(config: &Config) -> Option<u8> {
 /// Removes the record of the network.
 pub(super) fn remove(network: &str) -> Result<(), Error> {
     state_dir::remove(&file_name(network))
+}
+
+/// The network namespace, by device and inode.
+fn netns() -> Result<String, Error> {
+    let (device, inode) = Netns::current().and_then(|netns| netns.identity()).map_err(refused)?;
+    Ok(format!("{device}:{inode}"))
 }
 
 fn file_name(network: &str) -> String {

@@ -17,14 +17,14 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::SystemTime;
 
-use cluster::{Identity, Mac, Map, Node, identity};
+use cluster::{Identity, Mac, Node};
 use cni::Error;
 use ipnetwork::IpNetwork;
 use kernel::Rtnetlink;
-use kernel::link::Link;
+use kernel::interface::Interface;
+use kernel::link::{HOST_END_GROUP, Link};
 use kernel::neighbour::{FdbEntry, Neighbour};
 use kernel::netlink::Socket;
-use kernel::netns::Netns;
 use kernel::nft::{self, Proof, Table};
 use kernel::route::Route;
 
@@ -34,6 +34,7 @@ use super::difference::comparable;
 use super::host::Underlay;
 use crate::node::{Loaded, Source};
 use crate::state_dir;
+use crate::veth::spoof_check;
 
 /// First line; another version may mean other things by the rest.
 const MARK: &str = concat!("weft ", env!("CARGO_PKG_VERSION"));
@@ -41,6 +42,8 @@ const MARK: &str = concat!("weft ", env!("CARGO_PKG_VERSION"));
 const SUFFIX: &str = ".stamp";
 /// Line between the head and the peers.
 const END: &str = "end";
+/// The map's identity where it stands in the configuration.
+const INLINE: &str = "inline";
 /// Bytes of a peer's line, its newline included: two addresses, a MAC, a hash.
 const PEER_BYTES: usize = 128;
 /// Bytes read at first, enough for the head of any node with a few pod ranges.
@@ -88,21 +91,21 @@ pub(super) fn remove(network: &str) -> Result<(), Error> {
 
 /// Writes the stamp; where the map's directory proves nothing about what was read,
 /// removes it instead.
-pub(super) fn write(facts: Facts) -> Result<(), Error> {
+pub(super) fn write(facts: Facts, host: &Rtnetlink) -> Result<(), Error> {
     let name = file_name(&facts.config.network);
-    let Some(text) = text(facts)? else { return state_dir::remove(&name) };
+    let Some(text) = text(facts, host)? else { return state_dir::remove(&name) };
     if state_dir::read(&name).as_deref() == Some(text.as_bytes()) {
         return Ok(());
     }
     state_dir::write(&name, text.as_bytes())
 }
 
-fn text(facts: Facts) -> Result<Option<String>, Error> {
+fn text(facts: Facts, host: &Rtnetlink) -> Result<Option<String>, Error> {
     let Facts { config, loaded, own, underlay, device, state, tables } = facts;
-    let map = match (&config.source.inline, loaded.identity) {
+    let map = match (&config.source.inline, &loaded.identity) {
         // The map is part of the configuration.
-        (Some(_), _) => "inline".to_owned(),
-        (None, Some(identity)) => format!("{identity} {}", config.source.dir.display()),
+        (Some(_), _) => INLINE.to_owned(),
+        (None, Some(identity)) => identity.to_string(),
         (None, None) => return Ok(None),
     };
     let peers = Peers::of(state);
@@ -113,27 +116,45 @@ fn text(facts: Facts) -> Result<Option<String>, Error> {
     };
     line("config", config_hash(config));
     line("protocol", config.protocol.to_string());
-    line("netns", netns()?);
+    line("netns", netns(host)?);
     line("map", map);
+    line("map-directory", config.source.dir.display().to_string());
     line("node-name", config.source.node_name.clone().unwrap_or_default());
-    line("underlay", format!("{} {}", underlay.index, underlay_hash(underlay)));
-    line("local", format!("{} {}", underlay.index, underlay.local));
+    let Underlay { index, name, mtu, up, local } = underlay;
+    let link = Interface { name: name.clone(), mtu: *mtu, up: *up };
+    line("underlay", format!("{index} {}", link_hash(*index, &link)));
+    line("local", format!("{index} {local}"));
     if let Some(device) = device {
         line("device", format!("{} {}", device.index, hash(device)));
     }
     line("mtu", state.pod_mtu.to_string());
     for range in &own.pod_ranges {
-        line("own-range", last_address(range).to_string());
+        line("range", range.to_string());
     }
     for table in tables {
         line("table", table.proof().to_string());
     }
-    line("own", own_json(own));
+    if let Some((number, spoof_check)) = proven_ruleset(tables) {
+        line("ruleset", format!("{number} {spoof_check}"));
+    }
     line("peers", peers.counts());
     text.push_str(END);
     text.push('\n');
     text.extend(peers.lines);
     Ok(Some(text))
+}
+
+/// Number of the nf_tables ruleset that holds `tables`, and whether it holds the spoof
+/// check, too; none where a table is missing, or somebody changes something just now.
+fn proven_ruleset(tables: &[Table]) -> Option<(u32, bool)> {
+    let mut socket = Socket::netfilter().ok()?;
+    // The number first: what is committed after it makes another.
+    let number = nft::generation(&mut socket).ok()?;
+    let mut holds = |table: &Table| nft::installed(&mut socket, &table.proof()).ok();
+    for table in tables {
+        holds(table).filter(|holds| *holds)?;
+    }
+    Some((number, holds(&spoof_check::table(HOST_END_GROUP))?))
 }
 
 /// The peers' lines, those of a kind together.
@@ -236,15 +257,29 @@ impl Stamp {
         self.field("mtu")?.parse().ok()
     }
 
-    /// This node's record, if the map that `source` leads to is the one that the
-    /// stamp was made from, in this network namespace.
-    pub(crate) fn own_node(&self, source: &Source) -> Option<Node> {
+    /// This node's pod ranges, if the map that `source` leads to is the one that the
+    /// stamp was made from, in the network namespace of `host`.
+    pub(crate) fn own_ranges(&self, source: &Source, host: &Rtnetlink) -> Option<Vec<IpNetwork>> {
         let same_name = self.field("node-name")? == source.node_name.as_deref().unwrap_or_default();
         let current = same_name && source.inline.is_none() && self.is_of(&source.dir)?;
-        if !current || self.field("netns")? != netns().ok()? {
+        if !current || self.field("netns")? != netns(host).ok()? {
             return None;
         }
-        Map::from_json(self.field("own")?.as_bytes(), "stamp").ok()?.nodes.into_iter().next()
+        self.ranges()
+    }
+
+    fn ranges(&self) -> Option<Vec<IpNetwork>> {
+        self.fields("range").iter().map(|range| range.parse().ok()).collect()
+    }
+
+    /// Number of the nf_tables ruleset that was seen to hold all that the network needs.
+    fn ruleset(&self) -> Option<u32> {
+        self.field("ruleset")?.split(' ').next()?.parse().ok()
+    }
+
+    /// Number of the ruleset in which the spoof check was in force.
+    pub(crate) fn spoof_check_seen_in(&self) -> Option<u32> {
+        self.ruleset().filter(|_| self.field("ruleset").is_some_and(|line| line.ends_with(" true")))
     }
 
     /// The underlay's number.
@@ -252,12 +287,12 @@ impl Stamp {
         self.field("underlay")?.split(' ').next()?.parse().ok()
     }
 
-    /// Whether `link` is the underlay as the sync saw it, so that what was derived
+    /// Whether a link is the underlay as the sync saw it, so that what was derived
     /// from it holds.
-    pub(crate) fn is_underlay(&self, link: &Link) -> bool {
+    pub(crate) fn is_underlay(&self, index: u32, link: &Interface) -> bool {
         let stamped = self.field("underlay").and_then(|line| line.split_once(' '));
-        stamped.is_some_and(|(index, expected)| {
-            index.parse() == Ok(link.index) && link_hash(link) == expected
+        stamped.is_some_and(|(stamped, expected)| {
+            stamped.parse() == Ok(index) && link_hash(index, link) == expected
         })
     }
 
@@ -266,19 +301,17 @@ impl Stamp {
     pub(super) fn marks_with(&self, protocol: u8, host: &mut Rtnetlink) -> bool {
         let mut marks = || {
             let same = self.field("protocol")? == protocol.to_string()
-                && self.field("netns")? == netns().ok()?;
+                && self.field("netns")? == netns(host).ok()?;
             if same { self.own_ranges_hold(host) } else { None }
         };
         marks().unwrap_or(false)
     }
 
     fn is_of(&self, dir: &Path) -> Option<bool> {
-        let (stamped, path) = self.field("map")?.split_once(' ')?;
-        if Path::new(path) != dir {
+        if Path::new(self.field("map-directory")?) != dir {
             return Some(false);
         }
-        let now = identity(dir, SystemTime::now()).ok()??;
-        Some(Identity::from_str(stamped).ok()? == now)
+        Some(Identity::from_str(self.field("map")?).ok()?.holds(dir, SystemTime::now()))
     }
 
     /// Whether configuration, map, underlay and the kernel, as far as a few
@@ -289,12 +322,12 @@ impl Stamp {
 
     fn proof(&self, config: &Config, host: &mut Rtnetlink) -> Option<bool> {
         let map_holds = match &config.source.inline {
-            Some(_) => self.field("map")? == "inline",
+            Some(_) => self.field("map")? == INLINE,
             None => self.is_of(&config.source.dir)?,
         };
         let holds = map_holds
             && self.field("config")? == config_hash(config)
-            && self.field("netns")? == netns().ok()?
+            && self.field("netns")? == netns(host).ok()?
             && self.links_hold(host)?
             && self.own_ranges_hold(host)?
             && self.tables_hold()?;
@@ -313,12 +346,13 @@ impl Stamp {
     }
 
     fn links_hold(&self, host: &mut Rtnetlink) -> Option<bool> {
-        let (index, expected) = self.field("underlay")?.split_once(' ')?;
-        let link = host.link(index.parse().ok()?).ok()??;
+        let underlay = self.underlay()?;
+        let link = host.interface(underlay).ok()??;
         let (index, local) = self.field("local")?.split_once(' ')?;
         let local: IpAddr = local.parse().ok()?;
         let addresses = host.addresses(index.parse().ok()).ok()?;
-        if link_hash(&link) != expected || !addresses.iter().any(|a| a.address.ip() == local) {
+        if !self.is_underlay(underlay, &link) || !addresses.iter().any(|a| a.address.ip() == local)
+        {
             return Some(false);
         }
         let Some(device) = self.field("device") else { return Some(true) };
@@ -327,8 +361,8 @@ impl Stamp {
     }
 
     fn own_ranges_hold(&self, host: &mut Rtnetlink) -> Option<bool> {
-        for ip in self.fields("own-range") {
-            if !host.is_unreachable(ip.parse().ok()?).ok()? {
+        for range in self.ranges()? {
+            if !host.is_unreachable(last_address(&range)).ok()? {
                 return Some(false);
             }
         }
@@ -341,6 +375,9 @@ impl Stamp {
             return Some(true);
         }
         let mut socket = Socket::netfilter().ok()?;
+        if self.ruleset().is_some() && self.ruleset() == nft::generation(&mut socket).ok() {
+            return Some(true);
+        }
         for proof in tables {
             if !nft::installed(&mut socket, &Proof::from_str(proof).ok()?).ok()? {
                 return Some(false);
@@ -375,27 +412,19 @@ fn last_address(range: &IpNetwork) -> IpAddr {
     range.broadcast()
 }
 
-fn own_json(own: &Node) -> String {
-    Map { nodes: vec![own.clone()], ..Map::default() }.to_compact_json()
-}
-
 /// The configuration as it was understood.
 fn config_hash(config: &Config) -> String {
     hash(&format!("{config:?}"))
 }
 
-fn underlay_hash(underlay: &Underlay) -> String {
-    hash(&(underlay.index, &underlay.name, underlay.mtu))
+fn link_hash(index: u32, link: &Interface) -> String {
+    hash(&(index, &link.name, link.mtu, link.up))
 }
 
-fn link_hash(link: &Link) -> String {
-    hash(&(link.index, &link.name, link.mtu))
-}
-
-/// The network namespace, by device and inode.
-pub(super) fn netns() -> Result<String, Error> {
+/// The network namespace of `host`.
+fn netns(host: &Rtnetlink) -> Result<String, Error> {
     let (device, inode) =
-        Netns::current().and_then(|netns| netns.identity()).map_err(crate::failure::refused)?;
+        host.netns().and_then(|netns| netns.identity()).map_err(crate::failure::refused)?;
     Ok(format!("{device}:{inode}"))
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use cluster::{Decision, Family, Node, Way, vtep_mac};
+use cluster::{Decision, Family, Map, Node, Way, vtep_mac};
 use cni::Error;
 use ipnetwork::IpNetwork;
 use kernel::link::Link;
@@ -14,6 +14,7 @@ use super::config::Config;
 use super::desired::{Desired, Inputs, METRIC, desired, policy, tunnel_next_hop};
 use super::difference::{Change, difference};
 use super::firewall;
+use super::held::Held;
 use super::host::{OnLink, underlay};
 use super::observed::Observed;
 use crate::failure::refused;
@@ -73,23 +74,21 @@ pub(crate) fn survey(config: &Config, host: &mut Rtnetlink) -> Result<Survey, Er
     let loaded = config.source.load()?;
     let (own, by) = node::recognise(&loaded.map, &config.source, Some(config.protocol), host)?;
     let underlay = underlay(config, &loaded.map, &own, host)?;
-    let on_link = OnLink::read(config.protocol, host)?;
-    let device = match config.tunnel_port {
-        Some(_) => host.link_by_name(&config.device).map_err(refused)?,
-        None => None,
-    };
-    let device = device.filter(|link| link.vxlan.is_some());
+    let on_link = OnLink::read(config, host)?;
+    let device = device(config, host)?;
     let index = device.as_ref().map_or(0, |link| link.index);
     let (map, own_node) = (&loaded.map, &own);
     let inputs = Inputs { config, map, own: own_node, underlay: &underlay, on_link: &on_link };
     let mut wanted = desired(inputs)?;
     wanted.place(index);
     let observed = Observed::read(device.as_ref(), config.protocol, host)?;
+    wanted.held.spread(&observed);
+    let tables = firewall::tables(config, map, own_node, &underlay, &wanted.held);
     let gaps = Gaps::of(&difference(&wanted, &observed, index));
     let foreign = foreign_routes(config.protocol, host)?;
     Ok(Survey {
         peers: peers(inputs, &wanted, &gaps, &foreign),
-        tables: firewall::present(&firewall::tables(config, map, own_node, &wanted.held))?,
+        tables: firewall::present(&tables)?,
         underlay: (underlay.name, underlay.mtu),
         pod_mtu: wanted.pod_mtu,
         notes: [wanted.notes, wanted.shadowed].concat(),
@@ -98,6 +97,28 @@ pub(crate) fn survey(config: &Config, host: &mut Rtnetlink) -> Result<Survey, Er
         by,
         device,
     })
+}
+
+/// The VXLAN device, where a tunnel is wanted and it is there.
+fn device(config: &Config, host: &mut Rtnetlink) -> Result<Option<Link>, Error> {
+    let link = match config.tunnel_port {
+        Some(_) => host.link_by_name(&config.device).map_err(refused)?,
+        None => None,
+    };
+    Ok(link.filter(|link| link.vxlan.is_some()))
+}
+
+/// What belongs to quarantined nodes, by their records and by the kernel.
+pub(crate) fn held(
+    config: &Config,
+    map: &Map,
+    own: &Node,
+    host: &mut Rtnetlink,
+) -> Result<Held, Error> {
+    let observed = Observed::read(device(config, host)?.as_ref(), config.protocol, host)?;
+    let mut held = Held::of(map, own);
+    held.spread(&observed);
+    Ok(held)
 }
 
 /// What is not there, or not as it shall be.

@@ -91,7 +91,7 @@ impl View {
         let loaded = config.source.load()?;
         let own = node::own(&loaded.map, &config.source, Some(config.protocol), host)?;
         let underlay = underlay(config, &loaded.map, &own, host)?;
-        let on_link = OnLink::read(config.protocol, host)?;
+        let on_link = OnLink::read(config, host)?;
         Ok(Self { loaded, own, underlay, on_link })
     }
 
@@ -180,7 +180,7 @@ fn run(
         steps.apply_after(config, host)?;
     }
     outcome.add(steps.after_words(&underlay.name));
-    let tables = firewall::tables(config, &loaded.map, own, &state.held);
+    let tables = firewall::tables(config, &loaded.map, own, underlay, &state.held);
     outcome.add(firewall::converge(config, &tables, what)?);
     pods::converge(config, state.pod_mtu, what, outcome, host)?;
     if what != Do::Plan {
@@ -188,7 +188,8 @@ fn run(
         // Looked up again: what was done to it since is part of it.
         let device = find_device(config, wanted.is_some(), host)?;
         let (device, state, tables) = (device.as_ref(), &state, tables.as_slice());
-        stamp::write(Facts { config, loaded, own, underlay, device, state, tables })?;
+        let facts = Facts { config, loaded, own, underlay, device, state, tables };
+        stamp::write(facts, host)?;
     }
     Ok(())
 }
@@ -232,7 +233,7 @@ fn make_device(
     outcome.add(forwarding.iter().map(forwarding::Setting::words));
     if what != Do::Plan && steps.make_one() {
         // No device is up for a moment without them.
-        let tables = firewall::tables(config, &loaded.map, own, &state.held);
+        let tables = firewall::tables(config, &loaded.map, own, underlay, &state.held);
         outcome.add(firewall::converge(config, &tables, what)?);
     }
     let device = match what {

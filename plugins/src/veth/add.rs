@@ -1,9 +1,8 @@
 //! ADD: address, pair, routes; nothing is left behind where a step fails.
 
 use cni::{AddResult, Attachment, Code, Error, Interface, IpConfig, Network};
-use kernel::link::{LinkChange, VethPair, delete};
+use kernel::link::{LinkChange, VethPair, delete, question};
 use kernel::netlink::{Message, Refusal};
-use kernel::netns::Netns;
 use kernel::route::{Filter, TABLE_MAIN};
 use kernel::{Rtnetlink, format_mac, sysctl};
 use nix::errno::Errno;
@@ -11,7 +10,7 @@ use nix::errno::Errno;
 use super::config::Config;
 use super::plan::{Plan, is_default};
 use super::spoof_check;
-use crate::attachment::{Alias, Id, is_unfinished, open_netns, random_index};
+use crate::attachment::{Alias, Id, Namespaces, is_unfinished, random_index};
 use crate::failure::refused;
 use crate::forwarding;
 use crate::ipam::Ipam;
@@ -29,24 +28,25 @@ pub(super) fn add(attachment: &Attachment, network: &Network) -> Result<AddResul
     let config = Config::read(attachment, network)?;
     let ipam = Ipam::of(network)?;
     let id = Id::of(&network.name, &attachment.key);
-    let namespaces = Namespaces::open(attachment)?;
-    let _lock = id.lock()?;
     let mut host = Rtnetlink::open().map_err(refused)?;
+    let namespaces = Namespaces::open(attachment, &host)?;
+    let _lock = id.lock()?;
     // Before the IPAM plugin is asked: undoing an ADD of an attachment that lives
     // would release its address.
-    if host.link_by_name(&id.host_end()).map_err(refused)?.is_some() {
+    if host.index_of(&id.host_end()).map_err(refused)?.is_some() {
         return Err(host_end_exists(&id.host_end()));
     }
     let source = Source::of_ipam(network)?;
-    let stamped = node::stamped(&network.name, &source);
+    let stamped = node::stamped(&network.name, &source, &host);
     let stamped = stamped.as_ref();
     let mtu = config.mtu.map_or_else(|| pod_mtu(stamped, &source, &mut host), Ok)?;
 
     phase("preparation");
     let given = ipam.add(attachment, network, stamped)?;
     phase("ipam");
-    let made = attach(id, &config, &given, mtu, attachment, network, &namespaces, &mut host);
-    let plan = match made {
+    let plan = Plan::new(id, &config, &given, mtu, random_index());
+    let wanted = Wanted { alias: alias(attachment, network), config: &config, namespaces, stamped };
+    let plan = match plan.and_then(|plan| attach(plan, &wanted, &mut host)) {
         Ok(plan) => plan,
         Err(error) => {
             let released = ipam.del(attachment, network);
@@ -58,43 +58,31 @@ pub(super) fn add(attachment: &Attachment, network: &Network) -> Result<AddResul
     Ok(result(&config, given, &plan, attachment))
 }
 
-/// The two namespaces of a pair.
-struct Namespaces {
-    host: Netns,
-    pod: Netns,
+/// What an attachment is made by, beside its plan.
+struct Wanted<'a> {
+    alias: Alias,
+    config: &'a Config,
+    namespaces: Namespaces,
+    stamped: Option<&'a Stamped>,
 }
 
-impl Namespaces {
-    fn open(attachment: &Attachment) -> Result<Self, Error> {
-        Ok(Self { host: Netns::current().map_err(refused)?, pod: open_netns(attachment)? })
+fn alias(attachment: &Attachment, network: &Network) -> Alias {
+    let netns = attachment.netns.as_ref().map(|path| path.display().to_string());
+    Alias {
+        network: network.name.clone(),
+        key: attachment.key.clone(),
+        netns: netns.unwrap_or_default(),
     }
 }
 
-/// Makes the pair with all that belongs to it, or nothing.
-#[expect(clippy::too_many_arguments, reason = "one caller, and no two belong together")]
-fn attach(
-    id: Id,
-    config: &Config,
-    given: &AddResult,
-    mtu: u32,
-    attachment: &Attachment,
-    network: &Network,
-    namespaces: &Namespaces,
-    host: &mut Rtnetlink,
-) -> Result<Plan, Error> {
-    let mut plan = Plan::new(id, config, given, mtu, random_index())?;
-    let pod_name = &attachment.key.ifname;
-    let inside = || make_pod_end(&mut plan, pod_name, config, namespaces);
-    let inside = namespaces.pod.run(&namespaces.host, inside).map_err(refused)?;
+/// Makes the pair with all that belongs to it, or nothing; returns the plan as it was
+/// carried out.
+fn attach(mut plan: Plan, wanted: &Wanted, host: &mut Rtnetlink) -> Result<Plan, Error> {
+    let inside = wanted.namespaces.in_pod(|| make_pod_end(&mut plan, wanted))?;
     let mut pod = inside.inspect_err(|_| remove_unfinished(&plan.host_name, host))?;
-    let alias = Alias {
-        network: network.name.clone(),
-        key: attachment.key.clone(),
-        netns: attachment.netns.as_ref().map_or(String::new(), |path| path.display().to_string()),
-    };
     phase("pod addresses and routes");
-    let set_up = prepare_host(&plan, config, host)
-        .and_then(|()| make_host_end(&plan, &alias.text(), host))
+    let set_up = prepare_host(&plan, wanted, host)
+        .and_then(|()| make_host_end(&plan, &wanted.alias.text(), host))
         .and_then(|()| sync_carrier(&plan, &mut pod));
     if let Err(error) = set_up {
         // Either end takes the other with it.
@@ -120,10 +108,10 @@ fn remove_unfinished(host_name: &str, host: &mut Rtnetlink) {
 
 /// What the host needs once for all pods. It is not undone, so it comes after what
 /// can fail for one pod alone, and before the host's end is up.
-fn prepare_host(plan: &Plan, config: &Config, host: &mut Rtnetlink) -> Result<(), Error> {
+fn prepare_host(plan: &Plan, wanted: &Wanted, host: &mut Rtnetlink) -> Result<(), Error> {
     forwarding::enable(plan.has(false), plan.has(true), host)?;
-    if config.spoof_check {
-        spoof_check::ensure()?;
+    if wanted.config.spoof_check {
+        spoof_check::ensure(wanted.stamped.and_then(Stamped::spoof_check_seen_in))?;
     }
     phase("spoof check");
     Ok(())
@@ -131,17 +119,13 @@ fn prepare_host(plan: &Plan, config: &Config, host: &mut Rtnetlink) -> Result<()
 
 /// Makes the pair and sets up the pod's end; runs inside the pod's namespace and
 /// returns a socket in it.
-fn make_pod_end(
-    plan: &mut Plan,
-    pod_name: &str,
-    config: &Config,
-    namespaces: &Namespaces,
-) -> Result<Rtnetlink, Error> {
+fn make_pod_end(plan: &mut Plan, wanted: &Wanted) -> Result<Rtnetlink, Error> {
     let mut pod = Rtnetlink::open().map_err(refused)?;
+    let pod_name = &wanted.alias.key.ifname;
     phase("namespace entry");
-    make_pair(plan, pod_name, namespaces, &mut pod)?;
+    make_pair(plan, pod_name, &wanted.namespaces, &mut pod)?;
     phase("link");
-    set_up_pod_end(plan, pod_name, config, &mut pod)?;
+    set_up_pod_end(plan, pod_name, wanted.config, &mut pod)?;
     Ok(pod)
 }
 
@@ -258,7 +242,15 @@ fn make_host_end(plan: &Plan, alias: &str, host: &mut Rtnetlink) -> Result<(), E
     }
     phase("host sysctls");
     let mut steps = Steps::default();
-    let up = LinkChange { up: Some(true), alias: Some(alias), ..LinkChange::default() };
+    // The alias first: set on a link that is up it is a change that every protocol is told
+    // of, and IPv6 looks through all routes of the node each time (`rt6_sync_up`). Asked
+    // for while still down, the link is taken note of as without carrier
+    // (`linkwatch_sync_dev`), so that IPv6 begins when the kernel next looks after carriers,
+    // within a second, and not within this call: what is set here works before that.
+    let named = LinkChange { alias: Some(alias), ..LinkChange::default() };
+    steps.push(named.message(plan.index), move || format!("ip link set {name} {}", named.words()));
+    steps.push(question(plan.index), move || format!("ip link show {name}"));
+    let up = LinkChange { up: Some(true), ..LinkChange::default() };
     steps.push(up.message(plan.index), move || format!("ip link set {name} {}", up.words()));
     for address in plan.host_addresses() {
         steps.push(address.add(), move || format!("ip address add {}", address.words(name)));

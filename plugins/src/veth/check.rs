@@ -3,12 +3,11 @@
 
 use cni::{AddResult, Attachment, Error, Network};
 use kernel::Rtnetlink;
-use kernel::netns::Netns;
 use kernel::route::{Filter, Kind};
 
 use super::config::Config;
 use super::plan::host_prefix;
-use crate::attachment::{Id, is_host_end, open_netns};
+use crate::attachment::{Id, Namespaces, is_host_end};
 use crate::failure::{check_failed, refused};
 use crate::ipam::Ipam;
 
@@ -17,10 +16,10 @@ pub(super) fn check(attachment: &Attachment, network: &Network) -> Result<(), Er
     let result = network.require_prev_result()?;
     let config = Config::read(attachment, network)?;
     let ifname = &attachment.key.ifname;
-    let pod = open_netns(attachment)?;
-    let home = Netns::current().map_err(refused)?;
-    pod.run(&home, || check_pod_end(ifname, result, config.default_route)).map_err(refused)??;
-    check_host_end(attachment, network, result)?;
+    let mut host = Rtnetlink::open().map_err(refused)?;
+    let namespaces = Namespaces::open(attachment, &host)?;
+    namespaces.in_pod(|| check_pod_end(ifname, result, config.default_route))??;
+    check_host_end(attachment, network, result, &mut host)?;
     Ipam::of(network)?.check(attachment, network)
 }
 
@@ -61,8 +60,8 @@ fn check_host_end(
     attachment: &Attachment,
     network: &Network,
     result: &AddResult,
+    host: &mut Rtnetlink,
 ) -> Result<(), Error> {
-    let mut host = Rtnetlink::open().map_err(refused)?;
     let name = Id::of(&network.name, &attachment.key).host_end();
     let link = host.link_by_name(&name).map_err(refused)?;
     let Some(link) = link.filter(is_host_end) else {

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 
 use cni::{Attachment, AttachmentKey, Code, Error, Network};
 use kernel::Rtnetlink;
-use kernel::link::{Link, delete, delete_by_name};
+use kernel::link::{
+    HOST_END_GROUP_REMOVED, Link, LinkChange, delete, delete_by_name, delete_group,
+};
 
 use crate::attachment::{Alias, Id, is_host_end, is_name_busy, is_unfinished};
 use crate::failure::refused;
@@ -70,28 +72,49 @@ pub(super) fn gc(valid: &[AttachmentKey], network: &Network) -> Result<(), Error
     let mut host = Rtnetlink::open().map_err(refused)?;
     let valid_keys: BTreeSet<_> = valid.iter().collect();
     let mut stale = Vec::new();
-    for link in host.links_of_kind("veth").map_err(refused)?.into_iter().filter(is_host_end) {
+    let links = host.links().map_err(refused)?;
+    for link in links.iter().filter(|link| is_host_end(link)) {
         let is_stale = match link.alias.as_deref().and_then(Alias::parse) {
             Some(alias) if alias.network == network.name && !valid_keys.contains(&alias.key) => {
                 !Id::of(&network.name, &alias.key).is_busy()?
             }
             Some(_) => false,
-            None => is_unfinished(&link) && is_given_up(&link, &mut host)?,
+            None => is_unfinished(link) && is_given_up(link, &mut host)?,
         };
         if is_stale {
             stale.push(link);
         }
     }
-    let mut messages: Vec<_> = stale.iter().map(|link| delete(link.index)).collect();
-    let refusals = host.batch(&mut messages).map_err(refused)?;
-    let failed = refusals.into_iter().filter(|refusal| !refusal.error.is_gone());
-    let failed: Vec<String> = failed
-        .map(|refusal| {
-            let name = stale.get(refusal.index).map_or("", |link| link.name.as_str());
-            refusal.error.about(format_args!("cannot delete link {name}")).to_string()
-        })
-        .collect();
+    let failed = remove_links(&stale, &links, &mut host)?;
     // An IPAM plugin that is missing is no reason to leave the links.
     let released = Ipam::of(network).and_then(|ipam| ipam.gc(valid, network));
     if failed.is_empty() { released } else { Err(Error::new(Code::Kernel, failed.join("; "))) }
+}
+
+/// Removes `stale` of all the host's `links`; returns what failed. Each deletion of a link
+/// makes everybody who changes links wait, so that many are put in a group (and
+/// taken down: the spoof check knows that group not) and deleted in one call.
+fn remove_links(
+    stale: &[&Link],
+    links: &[Link],
+    host: &mut Rtnetlink,
+) -> Result<Vec<String>, Error> {
+    let is_stale = |link: &Link| stale.iter().any(|stale| stale.index == link.index);
+    let mut grouped = links.iter().filter(|link| link.group == HOST_END_GROUP_REMOVED);
+    // A group with a link of anybody else's in it is not deleted.
+    let mut messages: Vec<_> = if stale.len() > 1 && grouped.all(is_stale) {
+        let group = Some(HOST_END_GROUP_REMOVED);
+        let change = LinkChange { up: Some(false), group, ..LinkChange::default() };
+        let moves = stale.iter().map(|link| change.message(link.index));
+        moves.chain([delete_group(HOST_END_GROUP_REMOVED)]).collect()
+    } else {
+        stale.iter().map(|link| delete(link.index)).collect()
+    };
+    let refusals = host.batch(&mut messages).map_err(refused)?;
+    let failed = refusals.into_iter().filter(|refusal| !refusal.error.is_gone());
+    let words = failed.map(|refusal| {
+        let name = stale.get(refusal.index).map_or("group of stale links", |link| &link.name);
+        refusal.error.about(format_args!("cannot delete link {name}")).to_string()
+    });
+    Ok(words.collect())
 }

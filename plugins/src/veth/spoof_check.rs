@@ -8,11 +8,17 @@ use kernel::nft::{self, Chain, Hook, Rule, Table};
 /// Name of the table, one for all networks of a node.
 pub(crate) const TABLE: &str = "weft_spoof";
 
-/// Sees to it that the check is in force in the thread's network namespace.
-pub(crate) fn ensure() -> Result<(), Error> {
-    let outcome =
-        Socket::netfilter().and_then(|mut socket| nft::ensure(&mut socket, &table(HOST_END_GROUP)));
-    outcome.map(|_| ()).map_err(|e| {
+/// Sees to it that the check is in force in the thread's network namespace, where it was
+/// in the ruleset of number `seen_in`.
+pub(crate) fn ensure(seen_in: Option<u32>) -> Result<(), Error> {
+    let in_force = || {
+        let mut socket = Socket::netfilter()?;
+        if seen_in.is_none() || nft::generation(&mut socket).ok() != seen_in {
+            nft::ensure(&mut socket, &table(HOST_END_GROUP))?;
+        }
+        Ok(())
+    };
+    in_force().map_err(|e: kernel::Error| {
         let advice = "the spoof check needs nf_tables with fib; spoofCheck false does without";
         Error::new(Code::Kernel, e.to_string()).with_details(advice)
     })

@@ -1,5 +1,8 @@
 //! Pods that send from addresses which are not their own.
 
+use kernel::netlink::Socket;
+use kernel::nft::generation;
+
 use crate::lab::{changed, counted, echo, icmp6, in_lab, inject, run, within};
 use crate::spoof_check;
 
@@ -84,7 +87,7 @@ fn pods_send_from_their_own_addresses_only() {
     in_lab(|| {
         run(NODE);
         run(WITNESS);
-        within("node", || spoof_check::ensure().unwrap());
+        within("node", || spoof_check::ensure(None).unwrap());
         for rp_filter in 0..=2 {
             run(&format!("ip netns exec node sysctl -qw net.ipv4.conf.all.rp_filter={rp_filter}"));
             for (what, from, to) in FORGED {
@@ -116,7 +119,7 @@ fn neighbour_discovery_passes() {
     in_lab(|| {
         run(NODE);
         run(WITNESS);
-        within("node", || spoof_check::ensure().unwrap());
+        within("node", || spoof_check::ensure(None).unwrap());
         let show = "ip -n pod2 -o link show dev eth0 | cut -d: -f1";
         let index = run(show).trim().parse().unwrap();
         let target: std::net::Ipv6Addr = "fd00:1::2".parse().unwrap();
@@ -148,12 +151,19 @@ fn the_check_comes_back_after_a_flush_and_goes_when_told() {
         let list = || run("ip netns exec node nft list tables");
         let ours = format!("table inet {}\n", spoof_check::TABLE);
         for _ in 0..2 {
-            within("node", || spoof_check::ensure().unwrap());
+            within("node", || spoof_check::ensure(None).unwrap());
             assert_eq!(list(), ours);
             run("ip netns exec node nft flush ruleset");
             assert_eq!(list(), "");
         }
-        within("node", || spoof_check::ensure().unwrap());
+        within("node", || spoof_check::ensure(None).unwrap());
+        // Taken at its word while nobody changes anything, and no longer.
+        let seen = within("node", || generation(&mut Socket::netfilter().unwrap()).unwrap());
+        within("node", || spoof_check::ensure(Some(seen)).unwrap());
+        assert_eq!(list(), ours);
+        run("ip netns exec node nft flush ruleset");
+        within("node", || spoof_check::ensure(Some(seen)).unwrap());
+        assert_eq!(list(), ours);
         assert!(within("node", || spoof_check::remove().unwrap()));
         assert_eq!(list(), "");
         assert!(!within("node", || spoof_check::remove().unwrap()));

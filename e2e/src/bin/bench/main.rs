@@ -2,6 +2,7 @@
 //! kernel's own share. See docs/performance.md.
 
 mod chain;
+mod datapath;
 mod leases;
 mod machine;
 mod plot;
@@ -31,6 +32,8 @@ parts (all, if none is named):
   nodes      the same with 5,000 nodes in the map
   parallel   100 pods, 10 at once
   leases     host-local alone, 20 to 60,000 leases; only if named, and alone
+  datapath   traffic from pod to pod, beside flannel's layout; only if named, and alone
+  variants   the tunnel's data path with one setting changed at a time; likewise
 
 options:
   --count N          pods of each chain in `adds` (default 20); a quarter in the others
@@ -39,17 +42,22 @@ options:
                      'ptp masq port', flannel
   --pods N           pods that are there in `pods` (default 250)
   --nodes N          nodes in `nodes` (default 5000)
+  --rounds N         rounds of `datapath` and `variants` (default 5)
   --reference DIR    where the reference plugins are (default /usr/lib/cni)
   --svg FILE         where to plot the run (default target/bench/performance.svg)
-  --write FILE       rewrite the run in FILE (docs/performance.md), the plot beside it
+  --write FILE       rewrite the run in FILE (docs/performance.md, the plot beside it;
+                     for `leases` docs/host-local.md)
 
 The plugins are built and installed in target/bench. Needs root, or a machine that
 allows user namespaces; everything happens in network namespaces that end with it.
 ";
 
 /// What stands before and after the tables in the file that `--write` names.
-const BEGIN: &str = "<!-- the run: written by `make bench`, see above -->\n";
-const END: &str = "<!-- the end of the run -->\n";
+type Marks = [&'static str; 2];
+const PODS: Marks =
+    ["<!-- the run: written by `make bench`, see above -->\n", "<!-- the end of the run -->\n"];
+const LEASES: Marks =
+    ["<!-- the run of `bench leases` -->\n", "<!-- the end of the run of `bench leases` -->\n"];
 
 /// What was asked for.
 struct Options {
@@ -59,6 +67,7 @@ struct Options {
     only: Option<Vec<String>>,
     pods: usize,
     nodes: usize,
+    rounds: usize,
     reference: PathBuf,
     svg: PathBuf,
     write: Option<PathBuf>,
@@ -68,6 +77,7 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let done = match words.first().map(String::as_str) {
         Some("worker") => worker::run(),
+        Some("peer") => datapath::peer(&words[1..]),
         Some("help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(())
@@ -92,6 +102,7 @@ impl Options {
             only: None,
             pods: 250,
             nodes: 5000,
+            rounds: 5,
             reference: "/usr/lib/cni".into(),
             svg: "target/bench/performance.svg".into(),
             write: None,
@@ -107,6 +118,7 @@ impl Options {
                 }
                 "--pods" => options.pods = value()?.parse().context("--pods")?,
                 "--nodes" => options.nodes = value()?.parse().context("--nodes")?,
+                "--rounds" => options.rounds = value()?.parse().context("--rounds")?,
                 "--reference" => options.reference = value()?.into(),
                 "--svg" => options.svg = value()?.into(),
                 "--write" => options.write = Some(value()?.into()),
@@ -164,7 +176,15 @@ fn bench(options: Options) -> Result<()> {
     if options.parts == ["leases"] {
         let executables = build(&options.reference)?;
         let table = leases::run(&executables.ours, &executables.reference)?;
-        println!("{machine}. Reference plugins: {}.\n{table}", machine::reference_version());
+        let text =
+            format!("{machine}. Reference plugin: {}.\n{table}", machine::reference_version());
+        println!("{text}");
+        return options.write.map_or(Ok(()), |file| rewrite(&file, LEASES, &text));
+    }
+    if let [part @ ("datapath" | "variants")] =
+        &options.parts.iter().map(String::as_str).collect::<Vec<_>>()[..]
+    {
+        println!("{machine}.\n{}", datapath::run(*part == "variants", options.rounds)?);
         return Ok(());
     }
     let parts = options.parts()?;
@@ -191,9 +211,15 @@ fn bench(options: Options) -> Result<()> {
         .with_context(|| svg.display().to_string())?;
     eprintln!("plot: {}", svg.display());
     match &options.write {
-        Some(file) => rewrite(file, &text),
+        Some(file) => {
+            rewrite(file, PODS, &format!("{text}\n![What a pod costs]({})\n", name_of(&svg)))
+        }
         None => Ok(()),
     }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn legend() -> String {
@@ -217,14 +243,11 @@ fn build(reference: &Path) -> Result<Executables> {
 }
 
 /// Replaces what stands between the marks of `file`.
-fn rewrite(file: &Path, text: &str) -> Result<()> {
+fn rewrite(file: &Path, [begin, end]: Marks, text: &str) -> Result<()> {
     let old = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let marks =
-        old.split_once(BEGIN).and_then(|(head, rest)| Some((head, rest.split_once(END)?.1)));
+        old.split_once(begin).and_then(|(head, rest)| Some((head, rest.split_once(end)?.1)));
     let (head, tail) = marks.with_context(|| format!("{}: no marks", file.display()))?;
-    let name = file.with_extension("svg");
-    let name = name.file_name().unwrap_or_default().to_string_lossy();
-    let plot = format!("\n![What a pod costs]({name})\n");
-    std::fs::write(file, format!("{head}{BEGIN}{text}{plot}{END}{tail}"))?;
+    std::fs::write(file, format!("{head}{begin}{text}{end}{tail}"))?;
     Ok(())
 }
