@@ -246,14 +246,8 @@ impl fmt::Display for MapError {
     }
 }
 
-impl std::error::Error for MapError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Unreadable { error, .. } => Some(error),
-            Self::Empty { .. } | Self::Malformed { .. } => None,
-        }
-    }
-}
+/// The text tells the cause, so none is given beside it, to be told again.
+impl std::error::Error for MapError {}
 
 /// Whether a file of this name in the map's directory is part of the map:
 /// `*.json`, but not hidden, as editors and mounts hide what is not ready.

@@ -207,6 +207,13 @@ fn sysctl_line(line: &str) -> String {
     line.trim_start_matches("/proc/sys/").to_string()
 }
 
+/// Whether only the name of a file counts: a namespace's, and the record of a network's last
+/// sync, which tells the time.
+fn is_name_alone(root: &Path, path: &Path) -> bool {
+    let is_record = path.extension().is_some_and(|extension| extension == "last");
+    path.starts_with(root.join("run/netns")) || is_record && path.starts_with(root.join("run/weft"))
+}
+
 /// Adds a line for each file, directory and link under `path`.
 fn list_files(root: &Path, path: &Path, lines: &mut BTreeSet<String>) {
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
@@ -217,7 +224,7 @@ fn list_files(root: &Path, path: &Path, lines: &mut BTreeSet<String>) {
                 lines.insert(format!("/{shown}/"));
                 list_files(root, &path, lines);
             }
-            Ok(kind) if kind.is_file() && !path.starts_with(root.join("run/netns")) => {
+            Ok(kind) if kind.is_file() && !is_name_alone(root, &path) => {
                 let content = fs::read(&path).unwrap_or_default();
                 lines.insert(format!("/{shown}: {:?}", String::from_utf8_lossy(&content)));
             }

@@ -114,8 +114,8 @@ pub(crate) fn veth_config() -> Value {
         "cniVersion": "1.1.0", "name": "pods", "type": "veth", "ipam": { "type": "host-local" } })
 }
 
-/// What a refused run may leave: locks, and the lease directory's own books.
-const BOOKS: [&str; 5] = ["/run/weft/", ".lock", "/lock", "/.weft/", "/last_reserved_ip"];
+/// What a refused run may leave: locks, its record, and the lease directory's own books.
+const BOOKS: [&str; 6] = ["/run/weft/", ".lock", ".last", "/lock", "/.weft/", "/last_reserved_ip"];
 
 /// What changed from `before` to `after` in kernel and store, books left out.
 pub(crate) fn changes(before: &Snapshot, after: &Snapshot) -> String {

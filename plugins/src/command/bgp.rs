@@ -240,8 +240,9 @@ fn sessions(request: &Request, own: &Node, peers: &[IpAddr]) -> Speaker {
                 speaker.notes.push(note);
             }
             Some(_) => speaker.notes.push(format!(
-                "no {family} router is known to announce this node's {family} ranges to; name it \
-                 with --peer"
+                "no {family} router is known to announce the {family} ranges of {} to; name it \
+                 with --peer",
+                own.name
             )),
         }
     }

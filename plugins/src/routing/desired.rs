@@ -49,6 +49,8 @@ pub(crate) struct Desired {
     pub(crate) held: Held,
     /// Peers that could not be given a way, for people.
     pub(crate) notes: Vec<String>,
+    /// Other programs' routes that take the place of ours, for people.
+    pub(crate) shadowed: Vec<String>,
 }
 
 /// What [`desired`] decides from.
@@ -172,7 +174,7 @@ pub(crate) fn desired(inputs: Inputs) -> Result<Desired, Error> {
         add_peer(&mut state, inputs, &policy, peer)?;
     }
     let shadowed = state.routes.iter().filter_map(|route| inputs.on_link.shadow(route));
-    state.notes.extend(shadowed);
+    state.shadowed = shadowed.collect();
     Ok(state)
 }
 

@@ -62,8 +62,8 @@ pub(crate) fn masquerade_state(
 }
 
 /// Every name that a table of the network may have.
-pub(super) fn table_names(config: &Config) -> [String; 2] {
-    [masquerade::table_name(config.protocol), peer_guard::table_name(config.protocol)]
+fn table_names(protocol: u8) -> [String; 2] {
+    [masquerade::table_name(protocol), peer_guard::table_name(protocol)]
 }
 
 /// Every node that packets may come from or go to: those that are quarantined
@@ -147,19 +147,9 @@ pub(super) fn present(wanted: &[Table]) -> Result<Vec<(String, bool)>, Error> {
 /// Brings the kernel's tables in line; returns the changes, for people.
 pub(super) fn converge(config: &Config, wanted: &[Table], what: Do) -> Result<Vec<String>, Error> {
     let mut socket = Socket::netfilter().map_err(refused)?;
-    let mut changes = Vec::new();
-    for name in table_names(config) {
-        if wanted.iter().any(|table| table.name() == name) {
-            continue;
-        }
-        let removed = match what {
-            Do::Plan => nft::exists(&mut socket, &name),
-            Do::Apply | Do::Repair => nft::remove(&mut socket, &name),
-        };
-        if removed.map_err(refused)? {
-            changes.push(format!("nft delete table inet {name}"));
-        }
-    }
+    let surplus = table_names(config.protocol).into_iter();
+    let surplus = surplus.filter(|name| !wanted.iter().any(|table| table.name() == name));
+    let mut changes = delete(surplus, what, &mut socket)?;
     for table in wanted {
         let changed = match what {
             Do::Plan => nft::installed(&mut socket, &table.proof()).map(|installed| !installed),
@@ -172,9 +162,29 @@ pub(super) fn converge(config: &Config, wanted: &[Table], what: Do) -> Result<Ve
     Ok(changes)
 }
 
-/// Deletes the network's tables; returns the changes as commands.
-pub(super) fn remove(config: &Config) -> Result<Vec<String>, Error> {
-    converge(config, &[], Do::Apply)
+/// Deletes the tables of the network that is marked with `protocol`; returns the
+/// changes as commands.
+pub(super) fn remove(protocol: u8, what: Do) -> Result<Vec<String>, Error> {
+    let mut socket = Socket::netfilter().map_err(refused)?;
+    delete(table_names(protocol).into_iter(), what, &mut socket)
+}
+
+fn delete(
+    names: impl Iterator<Item = String>,
+    what: Do,
+    socket: &mut Socket,
+) -> Result<Vec<String>, Error> {
+    let mut changes = Vec::new();
+    for name in names {
+        let removed = match what {
+            Do::Plan => nft::exists(socket, &name),
+            Do::Apply | Do::Repair => nft::remove(socket, &name),
+        };
+        if removed.map_err(refused)? {
+            changes.push(format!("nft delete table inet {name}"));
+        }
+    }
+    Ok(changes)
 }
 
 fn refused(error: kernel::Error) -> Error {

@@ -74,7 +74,7 @@ pub(crate) fn survey(config: &Config, host: &mut Rtnetlink) -> Result<Survey, Er
     let loaded = config.source.load()?;
     let (own, by) = node::recognise(&loaded.map, &config.source, Some(config.protocol), host)?;
     let underlay = underlay(config, &loaded.map, &own, host)?;
-    let on_link = OnLink::read(config.protocol, host)?;
+    let on_link = OnLink::read(config, host)?;
     let device = device(config, host)?;
     let index = device.as_ref().map_or(0, |link| link.index);
     let (map, own_node) = (&loaded.map, &own);
@@ -91,7 +91,7 @@ pub(crate) fn survey(config: &Config, host: &mut Rtnetlink) -> Result<Survey, Er
         tables: firewall::present(&tables)?,
         underlay: (underlay.name, underlay.mtu),
         pod_mtu: wanted.pod_mtu,
-        notes: wanted.notes,
+        notes: [wanted.notes, wanted.shadowed].concat(),
         loaded,
         own,
         by,
