@@ -1,11 +1,16 @@
 # Targets install what they lack themselves (Debian and Ubuntu; see hack/need.sh).
 
+# What the tests run beside weft.
+TEST_PACKAGES = iproute2 nftables iptables tcpdump iputils-ping iperf3 jq strace systemd bird2 frr \
+	containernetworking-plugins containerd runc podman busybox-static \
+	golang-go golang-github-appc-cni-dev binutils shellcheck python3-venv
+
 DESTDIR =
 BINDIR = /opt/cni/bin
 # For `weft install`, such as --replace-foreign.
 INSTALLFLAGS =
 
-.PHONY: all install demo test soak bench check clean
+.PHONY: all install demo test soak bench check lint clean
 
 all:
 	hack/build.sh
@@ -21,12 +26,14 @@ demo:
 	hack/cargo.sh run --quiet --package e2e --bin lab -- demo $(STEP)
 
 test:
-	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace systemd bird2 frr podman runc iptables busybox-static
+	hack/need.sh $(TEST_PACKAGES)
+	hack/lint.sh tools
 	hack/cargo.sh test --workspace
 
 # Long runs at full count.
 soak:
-	hack/need.sh iproute2 tcpdump iputils-ping nftables iperf3 jq containernetworking-plugins strace systemd bird2 frr podman runc iptables busybox-static
+	hack/need.sh $(TEST_PACKAGES)
+	hack/lint.sh tools
 	WEFT_SOAK=1 hack/cargo.sh test --workspace
 
 # What a pod costs, beside the reference plugins. docs/performance.md says which runs it
@@ -38,6 +45,11 @@ bench:
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+
+# Shell scripts, workflows and manifests; make test does the same.
+lint:
+	hack/need.sh shellcheck python3-venv
+	hack/lint.sh
 
 clean:
 	cargo clean

@@ -1,12 +1,18 @@
 #!/bin/sh
 # Installs those of the named Debian packages that are missing. Services that come
-# with them are not started.
+# with them are not started. What another package provides (Docker's containerd.io has
+# containerd and runc) is not missing: installing it would remove that one.
 set -eu
 
+# " name name … ": installed packages and what they provide, without versions.
+installed=$(dpkg-query --show --showformat='${db:Status-Status} ${Package}, ${Provides}\n' 2>/dev/null |
+	sed -n '/^installed /{ s///; s/([^)]*)//g; s/,/ /g; p; }' | tr -s ' \n' ' ')
 missing=
 for package in "$@"; do
-	state=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
-	[ "$state" = installed ] || missing="$missing $package"
+	case " $installed" in
+	*" $package "*) ;;
+	*) missing="$missing $package" ;;
+	esac
 done
 [ -n "$missing" ] || exit 0
 

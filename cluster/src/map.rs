@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -19,6 +19,10 @@ use crate::record::{self, Record};
 /// are read, so that memory is bounded by the nodes and not by the file: the
 /// compact map of 10,000 nodes has 1.2 MB, their Kubernetes NodeList easily 150.
 const WHOLE: u64 = 8 << 20;
+
+/// How often the directory behind a link may be replaced while the link is followed:
+/// kubelet does so once a minute at most, and following takes microseconds.
+const REPLACED: usize = 4;
 
 /// The node map, judged: what of it is applied, what is not yet, and what is not
 /// because something is wrong with it.
@@ -242,14 +246,8 @@ impl fmt::Display for MapError {
     }
 }
 
-impl std::error::Error for MapError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Unreadable { error, .. } => Some(error),
-            Self::Empty { .. } | Self::Malformed { .. } => None,
-        }
-    }
-}
+/// The text tells the cause, so none is given beside it, to be told again.
+impl std::error::Error for MapError {}
 
 /// Whether a file of this name in the map's directory is part of the map:
 /// `*.json`, but not hidden, as editors and mounts hide what is not ready.
@@ -416,7 +414,7 @@ fn parse_file(path: &Path) -> Result<Vec<Record>, (String, String)> {
                 .to_owned(),
         ),
     };
-    let mut file = File::open(path).map_err(cannot_read)?;
+    let mut file = open(path).map_err(cannot_read)?;
     let size = file.metadata().map_err(cannot_read)?.len();
     if size > WHOLE {
         return parse_reader(BufReader::with_capacity(1 << 16, file)).map_err(no_map);
@@ -424,6 +422,20 @@ fn parse_file(path: &Path) -> Result<Vec<Record>, (String, String)> {
     let mut json = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
     file.read_to_end(&mut json).map_err(cannot_read)?;
     parse_slice(&json).map_err(no_map)
+}
+
+/// Opens a file of the map. The links of a mounted ConfigMap lead through a directory
+/// that kubelet replaces and then removes: where it was the old one that they led to,
+/// which is gone by now, they lead to the new one. A link to nothing stays one.
+fn open(path: &Path) -> io::Result<File> {
+    let mut opened = File::open(path);
+    for _ in 0..REPLACED {
+        match &opened {
+            Err(error) if error.kind() == ErrorKind::NotFound => opened = File::open(path),
+            _ => break,
+        }
+    }
+    opened
 }
 
 fn parse_slice(json: &[u8]) -> Result<Vec<Record>, serde_json::Error> {

@@ -277,6 +277,7 @@ impl Search<'_, '_> {
             Some(ip) => format!("{} {ip}", node.name),
             None => node.name.clone(),
         }));
+        let there = if there.is_empty() { "no usable record" } else { &there };
         let called = match (nor.is_empty(), host.host_name) {
             (true, Some(name)) => format!(" nor its host name {name:?}"),
             _ => String::new(),

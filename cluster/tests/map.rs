@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use cluster::{Family, Map, MapError, Node, ProblemKind};
 use proptest::prelude::*;
@@ -101,6 +103,43 @@ fn a_mounted_config_map_is_read_through_its_links() {
     assert_eq!(names(&dir.read().unwrap().nodes), ["a"]);
     symlink("gone", dir.0.join("x.json")).unwrap();
     assert_eq!(dir.read().unwrap().unreadable.len(), 1);
+}
+
+/// kubelet replaces the directory that the links lead through, then removes it.
+#[test]
+fn a_directory_replaced_while_its_links_are_followed_is_always_read_whole() {
+    let dir = Directory::new("replaced");
+    let path = |name: &str| dir.0.join(name);
+    let swap = |number: usize| {
+        let new = format!("..{number}");
+        fs::create_dir(path(&new)).unwrap();
+        fs::write(path(&new).join("nodes.json"), record("a", number % 200).to_string()).unwrap();
+        symlink(&new, path("..data_tmp")).unwrap();
+        fs::rename(path("..data_tmp"), path("..data")).unwrap();
+    };
+    swap(0);
+    symlink("..data/nodes.json", path("nodes.json")).unwrap();
+    let running = AtomicBool::new(true);
+    let wrong: Vec<String> = thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 1.. {
+                swap(number);
+                fs::remove_dir_all(path(&format!("..{}", number - 1))).unwrap();
+                if !running.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        let wrong = (0..10_000).filter_map(|_| match dir.read() {
+            Ok(map) if map.is_sound() => None,
+            Ok(map) => Some(map.unreadable[0].to_string()),
+            Err(error) => Some(error.to_string()),
+        });
+        let wrong = wrong.collect();
+        running.store(false, Ordering::Relaxed);
+        wrong
+    });
+    assert!(wrong.is_empty(), "{} times: {}", wrong.len(), wrong[0]);
 }
 
 #[test]

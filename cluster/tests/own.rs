@@ -124,3 +124,14 @@ fn unknown_names_both_sides() {
     }
     assert!(!error.contains("fe80") && !error.contains("not found"), "{error}");
 }
+
+#[test]
+fn a_map_of_which_nothing_can_be_read_is_not_listed_as_nothing() {
+    let nodes =
+        json!({"nodes": [{"name": "bad", "addresses": ["x"], "podCIDRs": ["10.0.6.0/24"]}]});
+    let map = Map::from_value(&nodes, "/etc/weft/nodes.d").unwrap();
+    let addresses = on(&[("192.168.1.9", "eth0")]);
+    let host = Host { addresses: &addresses, ..Host::default() };
+    let text = own_node(&map, &host).unwrap_err().to_string();
+    assert!(text.contains("the map has no usable record; set nodeName"), "{text}");
+}

@@ -229,13 +229,7 @@ fn parse_network(
 ) -> Result<Network, Error> {
     let keys = Object::root(&config);
     let name = keys.text("name")?.unwrap_or_default().to_owned();
-    if name.is_empty() {
-        return Err(Error::new(Code::InvalidConfig, "name: missing; the network needs one"));
-    }
-    if !is_identifier(&name) {
-        let msg = format!("name: {name:?} is not valid: {IDENTIFIER_RULE}");
-        return Err(Error::new(Code::InvalidConfig, msg));
-    }
+    check_network_name(&name)?;
     let version = config_version(&keys)?;
     if version < verb.since() {
         let msg = format!("{verb} needs cniVersion {} or later, not {version}", verb.since());
@@ -243,6 +237,18 @@ fn parse_network(
     }
     let prev_result = parse_prev_result(verb, &keys, version)?;
     Ok(Network { version, name, prev_result, path, config })
+}
+
+/// Fails with 7 if a network cannot be called so: names become file names.
+pub fn check_network_name(name: &str) -> Result<(), Error> {
+    let msg = if name.is_empty() {
+        "name: missing; the network needs one".to_owned()
+    } else if !is_identifier(name) {
+        format!("name: {name:?} is not valid: {IDENTIFIER_RULE}")
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(Code::InvalidConfig, msg))
 }
 
 /// `cniVersion`; without one, 0.1.0.

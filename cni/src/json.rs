@@ -32,6 +32,11 @@ impl<'a> Object<'a> {
         }
     }
 
+    /// The keys, as they are written.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.map.keys().map(String::as_str)
+    }
+
     /// The value of `key`: the exact key first, else one that differs in case
     /// alone. `null` is absent.
     pub fn get(&self, key: &str) -> Option<&'a Value> {

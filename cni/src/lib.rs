@@ -22,7 +22,7 @@ mod run;
 mod version;
 
 pub use args::reject_unknown_args;
-pub use call::{Call, Environment, Verb};
+pub use call::{Call, Environment, Verb, check_network_name};
 pub use config::requested_ip;
 pub use error::{Code, Error};
 pub use json::Object;

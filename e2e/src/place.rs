@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -126,6 +127,16 @@ impl Place {
     pub fn read_file(&self, inside: &str) -> Result<String> {
         fs::read_to_string(self.path(inside))
             .with_context(|| format!("cannot read {inside} on {}", self.name))
+    }
+
+    /// The addresses that have a lease in a network of `host-local`'s, by its files' names.
+    pub fn leases(&self, network: &str) -> Vec<IpAddr> {
+        let files = fs::read_dir(self.path(&format!("/var/lib/cni/networks/{network}")));
+        let names = files.into_iter().flatten().flatten().map(|file| file.file_name());
+        let mut leases: Vec<IpAddr> =
+            names.filter_map(|name| name.to_str()?.parse().ok()).collect();
+        leases.sort();
+        leases
     }
 
     /// Reads a sysctl of this place's network, named by slashes: `net/ipv4/ip_forward`.

@@ -64,9 +64,11 @@ const SYSCTLS: &str =
 const DIRECTORIES: [&str; 5] = ["/run/weft", "/run/netns", "/var/lib/cni", "/etc/weft", "/etc/cni"];
 
 /// Keys whose values change by themselves, or tell the order of things made since gone.
-const VOLATILE: [&str; 15] = [
+const VOLATILE: [&str; 17] = [
     // Set by the kernel some time after the flags, which tell the same (net/core/link_watch.c).
     "operstate",
+    "gc_timer",
+    "forward_delay_timer",
     "handle",
     "ifindex",
     "metainfo",
@@ -205,6 +207,13 @@ fn sysctl_line(line: &str) -> String {
     line.trim_start_matches("/proc/sys/").to_string()
 }
 
+/// Whether only the name of a file counts: a namespace's, and the record of a network's last
+/// sync, which tells the time.
+fn is_name_alone(root: &Path, path: &Path) -> bool {
+    let is_record = path.extension().is_some_and(|extension| extension == "last");
+    path.starts_with(root.join("run/netns")) || is_record && path.starts_with(root.join("run/weft"))
+}
+
 /// Adds a line for each file, directory and link under `path`.
 fn list_files(root: &Path, path: &Path, lines: &mut BTreeSet<String>) {
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
@@ -215,7 +224,7 @@ fn list_files(root: &Path, path: &Path, lines: &mut BTreeSet<String>) {
                 lines.insert(format!("/{shown}/"));
                 list_files(root, &path, lines);
             }
-            Ok(kind) if kind.is_file() && !path.starts_with(root.join("run/netns")) => {
+            Ok(kind) if kind.is_file() && !is_name_alone(root, &path) => {
                 let content = fs::read(&path).unwrap_or_default();
                 lines.insert(format!("/{shown}: {:?}", String::from_utf8_lossy(&content)));
             }

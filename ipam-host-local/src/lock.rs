@@ -1,5 +1,5 @@
-//! The lock of a lease directory: flock(2) on its file `lock`, which the reference
-//! plugin takes too.
+//! Waiting for a lock no longer than told. That of a lease directory is flock(2) on its
+//! file `lock`, which the reference plugin takes too.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -11,7 +11,7 @@ use cni::{Code, Error};
 
 /// How long to wait for a lock that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wait {
+pub enum Wait {
     /// Not at all.
     No,
     /// This long, then fail.
@@ -25,7 +25,7 @@ pub(crate) enum Wait {
 /// it while this one waits for that thread or the end of the time, whichever is
 /// first: no polling, so the lock is had the moment it is free, and waiters keep
 /// the kernel's order. A thread that comes too late drops the file and with it the lock.
-pub(crate) fn lock(file: File, path: &str, wait: Wait) -> Result<Option<File>, Error> {
+pub fn lock(file: File, path: &str, wait: Wait) -> Result<Option<File>, Error> {
     match file.try_lock() {
         Ok(()) => return Ok(Some(file)),
         Err(TryLockError::WouldBlock) => {}

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cni::{AddResult, Attachment, AttachmentKey, Code, Dns, Error, IpConfig, Network, Plugin};
+use cni::{
+    AddResult, Attachment, AttachmentKey, Code, Dns, Error, IpConfig, Network, Object, Plugin,
+};
 use ipnetwork::IpNetwork;
 
 use crate::boot::Boot;
@@ -164,8 +166,13 @@ impl Plugin for HostLocal<'_> {
     }
 
     fn status(&self, network: &Network) -> Result<(), Error> {
-        let sets = config::range_sets(network, self.host.own_ranges)
-            .map_err(|error| Error { code: Code::Unavailable as u32, ..error })?;
+        // A configuration that is wrong keeps its own code; a node map that says nothing of
+        // this node is what STATUS is there to tell.
+        let own_ranges = |ipam: &Object<'_>| {
+            let ranges = (self.host.own_ranges)(ipam);
+            ranges.map_err(|error| Error { code: Code::Unavailable as u32, ..error })
+        };
+        let sets = config::range_sets(network, &own_ranges)?;
         // Somebody holding the lock is at work: no reason to hold STATUS up, which in
         // turn would hold up every ADD (containerd).
         let opened = Store::open(&config::directory(network)?, false, self.boot()?, Wait::No);

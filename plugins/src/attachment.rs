@@ -12,6 +12,7 @@ use cni::{Attachment, AttachmentKey, Code, Error};
 use kernel::link::{HOST_END_GROUP_REMOVED, HOST_END_GROUPS, Link};
 use kernel::netns::Netns;
 use kernel::{MacAddress, Rtnetlink};
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::failure::refused;
@@ -67,10 +68,14 @@ impl Id {
     /// the same attachment: a runtime that restarts may ask for the second while
     /// the first still runs.
     pub(crate) fn lock(self) -> Result<Lock, Error> {
-        let file = lock_file()?;
-        fcntl(file.as_fd(), FcntlArg::F_OFD_SETLKW(&lock_range(self.byte(), 1)))
-            .map_err(|e| lock_error(&e))?;
-        Ok(Lock { _file: file })
+        loop {
+            let file = lock_file()?;
+            fcntl(file.as_fd(), FcntlArg::F_OFD_SETLKW(&lock_range(self.byte(), 1)))
+                .map_err(|e| lock_error(&e))?;
+            if state_dir::is_in_place(&file, LOCKS) {
+                return Ok(Lock { _file: file });
+            }
+        }
     }
 
     /// Whether another run makes or removes the attachment right now.
@@ -112,7 +117,18 @@ fn lock_file() -> Result<File, Error> {
     state_dir::open_lock(Path::new(LOCKS))
 }
 
-fn lock_error(error: &nix::errno::Errno) -> Error {
+/// Removes the locks' file, unless one of them is held.
+pub(crate) fn remove_locks() -> Result<(), Error> {
+    let file = lock_file()?;
+    // No length is all of it, however long it grows.
+    match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&lock_range(0, 0))) {
+        Ok(_) => state_dir::remove(LOCKS),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(()),
+        Err(error) => Err(lock_error(&error)),
+    }
+}
+
+fn lock_error(error: &Errno) -> Error {
     let path = state_dir::path(LOCKS);
     Error::new(Code::Io, format!("cannot lock the attachment in {}: {error}", path.display()))
 }

@@ -11,6 +11,7 @@ use kernel::Rtnetlink;
 
 use crate::addresses_in_use::AddressesInUse;
 use crate::attachment::Id;
+use crate::budget::{STATUS, within};
 use crate::failure::{invalid_config, refused};
 use crate::node::{self, Source, Stamped};
 
@@ -98,10 +99,27 @@ impl Ipam {
     /// Fails where no address could be had.
     pub(crate) fn status(&self, network: &Network) -> Result<(), Error> {
         match self {
-            Self::OwnHostLocal => with_host_local(network, |plugin| plugin.status(network)),
+            Self::OwnHostLocal => timely_status(network, |network| {
+                with_host_local(network, |plugin| plugin.status(network))
+            }),
             Self::Executable { file, .. } => delegate::call(file, Verb::Status, network),
         }
     }
+}
+
+/// STATUS, which says what it knows when the time is over: nothing against an ADD.
+fn timely_status(
+    network: &Network,
+    status: fn(&Network) -> Result<(), Error>,
+) -> Result<(), Error> {
+    // What is wrong with the keys is not the map's fault.
+    Source::of_ipam(network)?;
+    let own = network.clone();
+    within(STATUS, move || status(&own)).unwrap_or_else(|| {
+        let limit = STATUS.as_millis();
+        log::warn!("whether addresses are left was not known within {limit} ms");
+        Ok(())
+    })
 }
 
 /// Runs `work` with `host-local` as `veth` uses it: it can tell which leases belong
@@ -151,7 +169,7 @@ impl Plugin for StandaloneHostLocal {
     }
 
     fn status(&self, network: &Network) -> Result<(), Error> {
-        standalone(network, |plugin| plugin.status(network))
+        timely_status(network, |network| standalone(network, |plugin| plugin.status(network)))
     }
 
     fn enters_netns(&self) -> bool {

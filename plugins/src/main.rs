@@ -5,6 +5,7 @@
 
 mod addresses_in_use;
 mod attachment;
+mod budget;
 mod command;
 mod failure;
 mod forwarding;
@@ -55,7 +56,11 @@ fn start_log() {
     let env = env_logger::Env::new().filter_or("WEFT_LOG", "warn");
     let format = |f: &mut env_logger::fmt::Formatter, record: &log::Record| {
         use std::io::Write;
-        writeln!(f, "weft: {}: {}", record.level().as_str().to_lowercase(), record.args())
+        let level = match record.level() {
+            log::Level::Warn => "warning".to_owned(),
+            level => level.as_str().to_lowercase(),
+        };
+        writeln!(f, "weft: {level}: {}", record.args())
     };
     env_logger::Builder::from_env(env).format(format).init();
 }

@@ -15,7 +15,7 @@ use kernel::link::Link;
 use kernel::route::{Filter, Kind};
 use serde_json::Value;
 
-use crate::failure::refused;
+use crate::failure::{invalid_config, refused};
 use crate::routing::stamp::Stamp;
 use crate::state_dir;
 
@@ -51,9 +51,15 @@ pub(crate) struct Loaded {
 impl Source {
     /// Reads the keys.
     pub(crate) fn read(keys: &Object) -> Result<Self, Error> {
-        let dir = keys.text("nodesDir")?.unwrap_or(NODES_DIR);
+        let dir = PathBuf::from(keys.text("nodesDir")?.unwrap_or(NODES_DIR));
+        if !dir.is_absolute() {
+            return Err(invalid_config(format!(
+                "{}: {dir:?} must be an absolute path: a plugin's working directory is its caller's",
+                keys.path_of("nodesDir")
+            )));
+        }
         Ok(Self {
-            dir: PathBuf::from(dir),
+            dir,
             inline: keys.get("nodes").cloned(),
             node_name: keys.text("nodeName")?.map(str::to_owned),
         })

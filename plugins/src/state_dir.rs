@@ -1,11 +1,12 @@
 //! `/run/weft`: locks and caches, which may vanish at any time.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use cni::{Code, Error};
+use ipam_host_local::Wait;
 
 const DIRECTORY: &str = "/run/weft";
 
@@ -33,28 +34,29 @@ pub(crate) fn open_lock(name: &Path) -> Result<File, Error> {
     file.map_err(|e| Error::new(Code::Io, format!("cannot open {}: {e}", path.display())))
 }
 
-/// Takes the lock `name`, waiting for whoever has it; held until the file is
-/// dropped.
-pub(crate) fn lock(name: &str) -> Result<File, Error> {
-    let file = open_lock(Path::new(name))?;
-    let locked = file.lock();
-    locked
-        .map_err(|e| Error::new(Code::Io, format!("cannot lock {}: {e}", path(name).display())))?;
-    Ok(file)
-}
-
-/// Takes the lock `name` if nobody has it.
-pub(crate) fn try_lock(name: &str) -> Result<Option<File>, Error> {
-    let file = open_lock(Path::new(name))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(e)) => Err(lock_error(name, &e)),
+/// Takes the lock `name`; held until the file is dropped. `None` if somebody has it and
+/// `wait` is [`Wait::No`].
+///
+/// # Errors
+/// Code 11: it was not to be had in the time given.
+pub(crate) fn lock(name: &str, wait: Wait) -> Result<Option<File>, Error> {
+    loop {
+        let file = open_lock(Path::new(name))?;
+        let path = path(name).display().to_string();
+        let Some(file) = ipam_host_local::lock(file, &path, wait)? else { return Ok(None) };
+        if is_in_place(&file, name) {
+            return Ok(Some(file));
+        }
     }
 }
 
-fn lock_error(name: &str, error: &std::io::Error) -> Error {
-    Error::new(Code::Io, format!("cannot lock {}: {error}", path(name).display()))
+/// Whether `file`, now locked, is still the one called `name`: whoever took the lock
+/// before may have removed it, and others have made a new one.
+pub(crate) fn is_in_place(file: &File, name: &str) -> bool {
+    match (file.metadata(), fs::metadata(path(name))) {
+        (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
 }
 
 /// Writes the file `name` whole or not at all. Writers of one file hold a lock
@@ -99,10 +101,16 @@ pub(crate) fn remove(name: &str) -> Result<(), Error> {
     }
 }
 
-/// Removes the directory with all that is in it.
-pub(crate) fn remove_all() -> Result<(), Error> {
-    match fs::remove_dir_all(DIRECTORY) {
-        Err(e) if e.kind() != ErrorKind::NotFound => {
+/// Removes every file but locks, which somebody may hold.
+pub(crate) fn remove_caches() -> Result<(), Error> {
+    let caches = names().into_iter().filter(|name| !name.ends_with(".lock"));
+    caches.filter(|name| path(name).is_file()).try_for_each(|name| remove(&name))
+}
+
+/// Removes the directory if nothing is in it any more.
+pub(crate) fn remove_if_empty() -> Result<(), Error> {
+    match fs::remove_dir(DIRECTORY) {
+        Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
             Err(Error::new(Code::Io, format!("cannot remove {DIRECTORY}: {e}")))
         }
         _ => Ok(()),

@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Families, Lab, Node, Output, Place, Spread, Step, Topology, conf, weft_bin_dir};
+use e2e::{Families, Lab, Node, Output, Place, Spread, Step, Topology, conf};
 use serde_json::{Value, json};
+
+use crate::{CONFLIST, prepare};
 
 /// The names of the executable.
 const NAMES: [&str; 5] = ["veth", "host-local", "routing", "loopback", "weft"];
@@ -17,7 +19,6 @@ const NAMES: [&str; 5] = ["veth", "host-local", "routing", "loopback", "weft"];
 const INPUT: [&str; 4] = ["--map", "/run/in/nodes.json", "--conf", "/run/in/10-pods.conflist"];
 
 const BIN: &str = "/opt/cni/bin";
-const CONFLIST: &str = "/etc/cni/net.d/10-pods.conflist";
 const TRACE: &str = "/run/trace";
 
 /// A node with an /opt of its own; in /run/in are the lesson's map and conflist, in
@@ -31,12 +32,8 @@ impl Stage {
         let lab = Lab::start(Topology::nodes(1, Spread::Shared(1), Families::V4, Families::V4))?;
         let stage = Stage { lab };
         let node = stage.node();
-        node.sh("mount -n -t tmpfs -o mode=755 opt /opt; rm -r /etc/weft /etc/cni")?;
-        let weft = fs::read(weft_bin_dir()?.join("weft"))?;
-        node.write_file("/run/new/weft", &weft)?;
-        // The loader does not mind what follows the last section.
-        node.write_file("/run/old/weft", [weft, b"an older version".to_vec()].concat())?;
-        node.sh("chmod 755 /run/new/weft /run/old/weft")?;
+        prepare(node)?;
+        node.run_ok(&["rm", "-r", "/etc/weft", "/etc/cni"])?;
         node.write_file("/run/in/nodes.json", conf::NODES)?;
         node.write_file("/run/in/10-pods.conflist", conf::TUNNEL)?;
         Ok(stage)
@@ -123,6 +120,8 @@ fn five_names_one_file_map_and_conflist() -> Result<()> {
     stage.node().run_ok(&[format!("{BIN}/weft"), "install".into()])?;
     assert_eq!(stage.listing()?, listing);
 
+    let alone = stage.run(&[], "new", &["uninstall"])?;
+    assert!(alone.success() && alone.stderr.contains(CONFLIST), "no warning: {alone}");
     stage.weft("new", "uninstall", &[])?;
     assert_eq!(stage.listing()?, "");
     assert!(stage.weft("new", "uninstall", &[])?.contains("nothing was there"));
@@ -270,13 +269,17 @@ fn changes_files(step: &Step) -> bool {
 }
 
 /// What must be so after an install that was killed anywhere: each name stands for a
-/// whole file, another program's file is still there, and the conflist comes last.
-fn assert_nothing_lost(stage: &Stage, sizes: &[u64], reference: &str) -> Result<()> {
+/// whole file (none is missing in an upgrade), another program's file is still there, and
+/// the conflist comes last.
+fn assert_nothing_lost(stage: &Stage, sizes: &[u64], reference: &str, upgrade: bool) -> Result<()> {
     let listing = stage.listing()?;
     let lines: Vec<Vec<&str>> = listing.lines().map(|line| line.split(' ').collect()).collect();
     let find = |path: &str| lines.iter().find(|line| line[0] == path);
     for name in NAMES {
-        let Some(line) = find(&format!("{BIN}/{name}")) else { continue };
+        let Some(line) = find(&format!("{BIN}/{name}")) else {
+            ensure!(!upgrade, "{name} is gone:\n{listing}");
+            continue;
+        };
         let whole = sizes.iter().any(|size| line[3] == size.to_string());
         ensure!(line[1] == "l" || whole, "{name} is not whole:\n{listing}");
     }
@@ -331,7 +334,7 @@ fn a_killed_install_is_completed_by_the_next() -> Result<()> {
         let about = || format!("killed at {}", step.line);
         let killed = stage.run(&step.harmed("signal=KILL", TRACE), "new", &words)?;
         ensure!(upgrade || !killed.success(), "not {}: {killed}", about());
-        assert_nothing_lost(&stage, &sizes, &before).with_context(about)?;
+        assert_nothing_lost(&stage, &sizes, &before, upgrade).with_context(about)?;
         if i % 4 < 2 {
             stage.weft("new", "install", &["--replace-foreign"]).with_context(about)?;
             let now = stage.listing()?;
@@ -341,6 +344,33 @@ fn a_killed_install_is_completed_by_the_next() -> Result<()> {
         stage.weft("new", "uninstall", &[]).with_context(about)?;
         let now = stage.listing()?;
         ensure!(now == before, "{}, then uninstall:\n{now}\nnot\n{before}", about());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_killed_uninstall_is_completed_by_the_next() -> Result<()> {
+    let stage = Stage::new()?;
+    let node = stage.node();
+    let words = [&["uninstall"], &INPUT[..]].concat();
+    stage.foreign()?;
+    let before = stage.listing()?;
+    stage.weft("new", "install", &["--replace-foreign"])?;
+    stage.run(&["strace", "-o", TRACE].map(str::to_string), "new", &words)?.ok()?;
+    let mut steps = Step::of(&node.read_file(TRACE)?, |line| line.starts_with("flock"));
+    steps.retain(changes_files);
+    ensure!(steps.len() > 10, "no system calls in the trace");
+    for step in &steps {
+        let about = || format!("killed at {}", step.line);
+        stage.weft("new", "install", &["--replace-foreign"])?;
+        let killed = stage.run(&step.harmed("signal=KILL", TRACE), "new", &words)?;
+        ensure!(!killed.success(), "not {}: {killed}", about());
+        if node.read_file(CONFLIST)? == conf::TUNNEL {
+            assert_installed(node).with_context(about)?;
+        }
+        stage.weft("new", "uninstall", &[]).with_context(about)?;
+        let now = stage.listing()?;
+        ensure!(now == before, "{}:\n{now}\nnot\n{before}", about());
     }
     Ok(())
 }

@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use e2e::{Cluster, Families, Family, PingOptions, Place, Pod, Topology};
+use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use crate::look::{changed, dropped, echoes, frames, link, received, tunnel_ends};
@@ -21,6 +22,8 @@ struct Attack {
     sender: Place,
     packets: Vec<Vec<u8>>,
     victim: &'static str,
+    /// Whether it comes by the tunnel, whose device counts what is around it, too.
+    nested: bool,
 }
 
 /// worker1 with a pod, its peers, and a foreign host.
@@ -44,8 +47,14 @@ fn keys(outer: Family, guard: bool) -> Value {
 impl Fortress {
     fn start(outer: Family) -> Result<Fortress> {
         let topology = Topology::lesson(Families::Both, Families::Both);
-        let topology = topology.with_outside(Families::Both);
+        let mut topology = topology.with_outside(Families::Both);
+        // worker2 has more addresses than that of its tunnel end, not all of them known.
+        topology.hosts[2].addresses.extend(more_addresses(true)?);
         let cluster = Cluster::start(topology, &keys(outer, false))?;
+        for address in more_addresses(false)? {
+            let batch = format!("address add {address} dev eth0\n");
+            cluster.node("worker2")?.ip_batch(&batch)?;
+        }
         let pod = cluster.pod("worker1", "pod-a")?;
         cluster.sync_all()?;
         let frame = frame(&cluster, &pod)?;
@@ -94,7 +103,7 @@ impl Fortress {
 
     fn foreign(&self, what: &'static str, packets: Vec<Vec<u8>>) -> Result<Attack> {
         let sender = Place::clone(self.cluster.node("outside")?);
-        Ok(Attack { what, sender, packets, victim: "worker1" })
+        Ok(Attack { what, sender, packets, victim: "worker1", nested: false })
     }
 
     fn of_foreign_host(&self) -> Result<Vec<Attack>> {
@@ -150,7 +159,7 @@ impl Fortress {
         let [service_peer, service_self] = self.services;
         let attack = |what, from, to, port, victim| {
             let packets = vec![ip(from, to, UDP, 0, &self.datagram(from, to, port))];
-            Attack { what, sender: Place::clone(&self.pod), packets, victim }
+            Attack { what, sender: Place::clone(&self.pod), packets, victim, nested: false }
         };
         let mut attacks = vec![
             attack("a pod to its node", own, node, PORT, "worker1"),
@@ -159,6 +168,14 @@ impl Fortress {
             attack("a Service to the peer", own, service_peer.parse()?, 80, "worker2"),
             attack("a Service to the node itself", own, service_self.parse()?, 80, "worker1"),
         ];
+        for (known, what) in [(true, "a pod to a peer's second address"), (false, "… unknown")] {
+            let addresses = more_addresses(known)?;
+            let to = addresses.iter().map(IpNetwork::ip).find(|ip| Family::of(*ip) == self.outer);
+            attacks.push(attack(what, own, to.context("an address")?, PORT, "worker2"));
+        }
+        let inside = crate::pod_network(self.cluster.node("worker2")?, self.outer)?;
+        let nested = attack("a pod to a peer, in the tunnel", own, inside, PORT, "worker2");
+        attacks.push(Attack { nested: true, ..nested });
         if self.outer == Family::V6 {
             // IPv4 takes a source of the host's own for a martian, guard or no guard.
             attacks.push(attack("a pod as its node, to a peer", node, peer, PORT, "worker2"));
@@ -166,17 +183,27 @@ impl Fortress {
         Ok(attacks)
     }
 
-    /// Dropped on worker1, and decapsulated on the victim, by the attack.
+    /// Dropped on worker1 or the victim, and decapsulated on the victim, by the attack.
     fn outcome(&self, attack: &Attack) -> Result<(u64, u64)> {
         let worker1 = self.cluster.node("worker1")?;
         let victim = self.cluster.node(attack.victim)?;
-        let read = || Ok((dropped(worker1, "weft_87_tunnel")?, received(victim, DEVICE)?));
+        let read = || -> Result<(u64, u64)> {
+            let mut sum = dropped(worker1, "weft_87_tunnel")?;
+            if attack.victim != "worker1" {
+                sum += dropped(victim, "weft_87_tunnel")?;
+            }
+            Ok((sum, received(victim, DEVICE)?))
+        };
         let before = read()?;
         for packet in &attack.packets {
             inject(&attack.sender, packet, None)?;
         }
-        let after = changed(attack.what, &before, read)?;
-        Ok((after.0 - before.0, after.1 - before.1))
+        let around = u64::from(attack.nested);
+        let after = changed(attack.what, &(before.0, before.1 + around), || {
+            let (dropped, received) = read()?;
+            Ok((dropped, received.max(before.1 + around)))
+        })?;
+        Ok((after.0 - before.0, after.1 - before.1 - around))
     }
 
     /// Every attack succeeds without the guard and none with it.
@@ -197,6 +224,13 @@ impl Fortress {
         }
         Ok(())
     }
+}
+
+/// More addresses of worker2, in the node map or not.
+fn more_addresses(known: bool) -> Result<Vec<IpNetwork>> {
+    let last = if known { 200 } else { 201 };
+    let texts = [format!("192.168.44.{last}/24"), format!("fd00:44::{last}/64")];
+    Ok(texts.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
 }
 
 /// VXLAN header (RFC 7348 section 5) and an echo request from a peer's pod.

@@ -213,6 +213,7 @@ impl Cell {
             self.ping(&node1, from_node)?;
             let most = self.mode.mtu[usize::from(!native)];
             full_size(&pod1, other_pod, most)?;
+            full_size(&pod1, other_node, self.mode.mtu[0])?;
             full_size(&node1, other_pod, most)?;
         }
         self.outside(family)

@@ -51,12 +51,17 @@ struct Received {
     longest_stall: Duration,
 }
 
+/// Both ends of a new connection to a pod.
+fn connected(from: &Place, to: &Pod, family: Family, port: u16) -> Result<(TcpStream, TcpStream)> {
+    let at = SocketAddr::new(to.addr(family)?, port);
+    let listener = listen(to, at)?;
+    let near = connect(from, at)?;
+    Ok((near, listener.accept()?.0))
+}
+
 impl Stream {
     fn start(from: &Pod, to: &Pod, family: Family, port: u16) -> Result<Stream> {
-        let at = SocketAddr::new(to.addr(family)?, port);
-        let listener = listen(to, at)?;
-        let near = connect(from, at)?;
-        let (far, _) = listener.accept()?;
+        let (near, far) = connected(from, to, family, port)?;
         far.set_read_timeout(Some(DEADLINE))?;
         near.set_write_timeout(Some(DEADLINE))?;
         Ok(Stream { far, near })
@@ -291,10 +296,7 @@ struct Talk {
 
 impl Talk {
     fn start(from: &Place, to: &Pod, family: Family, port: u16) -> Result<Talk> {
-        let at = SocketAddr::new(to.addr(family)?, port);
-        let listener = listen(to, at)?;
-        let near = connect(from, at)?;
-        let (far, _) = listener.accept()?;
+        let (near, far) = connected(from, to, family, port)?;
         near.set_read_timeout(Some(Duration::from_millis(20)))?;
         far.set_nonblocking(true)?;
         Ok(Talk { near, far })

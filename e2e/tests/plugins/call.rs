@@ -114,8 +114,8 @@ pub(crate) fn veth_config() -> Value {
         "cniVersion": "1.1.0", "name": "pods", "type": "veth", "ipam": { "type": "host-local" } })
 }
 
-/// What a refused run may leave: locks, and the lease directory's own books.
-const BOOKS: [&str; 5] = ["/run/weft/", ".lock", "/lock", "/.weft/", "/last_reserved_ip"];
+/// What a refused run may leave: locks, its record, and the lease directory's own books.
+const BOOKS: [&str; 6] = ["/run/weft/", ".lock", ".last", "/lock", "/.weft/", "/last_reserved_ip"];
 
 /// What changed from `before` to `after` in kernel and store, books left out.
 pub(crate) fn changes(before: &Snapshot, after: &Snapshot) -> String {
@@ -152,13 +152,7 @@ pub(crate) fn in_use(place: &Place, address: &str) -> Result<()> {
 
 /// Addresses leased in the network `pods` of a node, by the names of the files.
 pub(crate) fn leases(place: &Place) -> Vec<String> {
-    let entries = fs::read_dir(place.path("/var/lib/cni/networks/pods"));
-    let names = entries.into_iter().flatten().flatten();
-    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let mut leases: Vec<String> =
-        names.filter(|name| name.parse::<std::net::IpAddr>().is_ok()).collect();
-    leases.sort();
-    leases
+    place.leases("pods").iter().map(ToString::to_string).collect()
 }
 
 /// Host ends of pods on a node.

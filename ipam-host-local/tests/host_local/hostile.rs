@@ -154,23 +154,32 @@ fn on_tmpfs(options: &str, before: &str, id: &str, dir: &Dir, config: &Value) ->
 #[test]
 fn a_full_disk_leaves_nothing_behind() {
     // From no room for the first file to room for everything: pages of 4096 bytes.
-    let mut outcomes = Vec::new();
-    for free in 0..18 {
-        let dir = Dir::new();
-        let config = small(&dir);
-        let fill = format!("dd if=/dev/zero of=fill bs=4096 count={} 2>/dev/null", 32 - free);
-        let out = on_tmpfs("size=128k", &fill, "a", &dir, &config);
-        let files = out["files"].as_array().unwrap().len();
-        let done = out["code"].is_null();
-        if done {
-            assert!(files >= 1, "{free}: {out}");
-        } else {
-            assert_eq!((out["code"].as_u64(), files), (Some(5), 0), "{free}: {out}");
-            assert!(out["msg"].as_str().unwrap().contains("No space left"), "{free}: {out}");
-        }
-        outcomes.push(done);
-    }
+    let outcomes: Vec<bool> = (0..18).map(|free| add_with_room_for("size=128k", free)).collect();
     assert!(!outcomes[0] && outcomes[17], "{outcomes:?}");
+    // And inodes: two are the root and the lease directory.
+    let with = |inodes| add_with_room_for(&format!("size=128k,nr_inodes={inodes}"), 32);
+    let outcomes: Vec<bool> = (3..12).map(with).collect();
+    assert!(!outcomes[0] && outcomes[8], "{outcomes:?}");
+}
+
+/// Whether ADD succeeds on a filesystem with `free` of its 32 pages free.
+fn add_with_room_for(options: &str, free: u32) -> bool {
+    let dir = Dir::new();
+    let config = small(&dir);
+    let fill = match 32 - free {
+        0 => ":".to_owned(),
+        pages => format!("dd if=/dev/zero of=fill bs=4096 count={pages} 2>/dev/null"),
+    };
+    let out = on_tmpfs(options, &fill, "a", &dir, &config);
+    let files = out["files"].as_array().unwrap().len();
+    let done = out["code"].is_null();
+    if done {
+        assert!(files >= 1, "{options}, {free}: {out}");
+    } else {
+        assert_eq!((out["code"].as_u64(), files), (Some(5), 0), "{options}, {free}: {out}");
+        assert!(out["msg"].as_str().unwrap().contains("No space left"), "{options}, {free}: {out}");
+    }
+    done
 }
 
 #[test]

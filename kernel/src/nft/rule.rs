@@ -103,6 +103,11 @@ impl Rule {
         self.destination(set).look_up(set, true)
     }
 
+    /// Destination address of the set's version and not in `set`.
+    pub fn destination_not_in(self, set: &Set) -> Self {
+        self.destination(set).look_up(set, false)
+    }
+
     /// The host's routes would not send to the source by the link that the
     /// packet came from (`fib saddr . iif oif missing`).
     pub fn source_is_elsewhere(self) -> Self {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{bgp, conflist, export_router, install, ipam, nodes, status, trace};
+use super::{bgp, conflist, export_router, install, ipam, nodes, status, teardown, trace};
 use crate::node;
 
 /// Where runtimes look for plugins.
@@ -80,7 +80,12 @@ would make it. Run again it changes nothing. Every ADD, GC and STATUS of the
 plugin `routing` does the same; run it by hand after a change of the
 configuration or of the node map to have it at once.
 
-Exit status 1 also where part of the node map could not be used.
+Exit status 1 also where part of the node map could not be used, a change was
+refused, or another program's route is in the way. What no sync can better, such
+as a peer without an address of the tunnel's family, is a note on standard error
+and no failure.
+
+Whoever runs it may say so in WEFT_TRIGGER, for `weft status` to tell.
 ";
 
 const PLAN: &str = "\
@@ -88,15 +93,6 @@ Usage: weft plan [--conf FILE]
 
 Prints what sync would change, and changes nothing. Exit status 2 if there is
 something to change.
-";
-
-const TEARDOWN: &str = "\
-Usage: weft teardown [--conf FILE]
-
-Removes what weft put between nodes: the VXLAN device, routes, nexthop objects,
-the nf_tables tables (weft_*, the spoof check too), and /run/weft. Pods keep their
-interfaces, addresses and leases, and sysctls stay as they are. The next ADD,
-STATUS or sync brings it all back.
 ";
 
 impl Arguments {
@@ -328,10 +324,10 @@ fn peer(text: &str) -> Result<IpAddr> {
 fn help_on(names: &[String]) -> Result<&'static str> {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     Ok(match names[..] {
-        [] | ["version"] => HELP,
+        [] | ["version" | "help"] => HELP,
         ["sync"] => SYNC,
         ["plan"] => PLAN,
-        ["teardown"] => TEARDOWN,
+        ["teardown"] => teardown::HELP,
         ["export", "router"] => export_router::HELP,
         ["export", ..] => bgp::HELP,
         ["nodes", ..] => nodes::HELP,

@@ -240,8 +240,9 @@ fn sessions(request: &Request, own: &Node, peers: &[IpAddr]) -> Speaker {
                 speaker.notes.push(note);
             }
             Some(_) => speaker.notes.push(format!(
-                "no {family} router is known to announce this node's {family} ranges to; name it \
-                 with --peer"
+                "no {family} router is known to announce the {family} ranges of {} to; name it \
+                 with --peer",
+                own.name
             )),
         }
     }
@@ -330,4 +331,42 @@ fn inside(cidr: IpNetwork, ranges: &[IpNetwork]) -> Option<Inside> {
     let shortest = lengths.iter().copied().min()?;
     let longest = lengths.iter().copied().max()?;
     Some(Inside { cidr, shortest, longest })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn identifiers_without_ipv4_are_unicast_and_differ() {
+        let mut seen = HashSet::from([ROUTER_ID]);
+        for number in 0..1000 {
+            let range = format!("fd10:0:0:{number:x}::/64").parse().expect("a range");
+            let node = Node { pod_ranges: vec![range], ..Node::default() };
+            let id = identifier(&node);
+            assert!((1..224).contains(&id.octets()[0]), "{id}");
+            assert!(seen.insert(id), "{id} twice");
+        }
+        let vtep_mac = "02:00:00:00:00:00".parse().ok();
+        let id = identifier(&Node { vtep_mac, ..Node::default() });
+        assert_eq!(id, Ipv4Addr::new(64, 0, 0, 0));
+    }
+
+    #[test]
+    fn a_session_may_come_from_the_first_address_or_the_tunnel_s() {
+        let node = Node {
+            addresses: ["fd00::1", "192.168.1.1", "192.168.1.2"]
+                .map(|text| text.parse().expect("an address"))
+                .to_vec(),
+            tunnel_address: "198.51.100.1".parse().ok(),
+            ..Node::default()
+        };
+        let of = |family| -> Vec<String> {
+            addresses(&node, family).iter().map(IpAddr::to_string).collect()
+        };
+        assert_eq!(of(Family::V4), ["192.168.1.1", "198.51.100.1"]);
+        assert_eq!(of(Family::V6), ["fd00::1"]);
+    }
 }

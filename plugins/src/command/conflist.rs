@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use cni::{Network, Object, Version};
+use cni::{Network, Object, Version, check_network_name};
 use serde_json::{Map, Value};
 
+use super::hints;
 use crate::routing::config::Config;
 
 /// Where runtimes look.
@@ -26,6 +27,8 @@ pub(super) struct RoutingNetwork {
     pub(super) config: Config,
     /// What the plugin whose IPAM plugin is `host-local` is told, if there is one.
     pub(super) host_local: Option<Network>,
+    /// What in its plugins' keys is probably not meant so, for people.
+    pub(super) hints: Vec<String>,
 }
 
 /// Every such network, in the order of file names.
@@ -85,6 +88,7 @@ fn read(file: &Path, whole: &Map<String, Value>) -> Result<Option<RoutingNetwork
     };
     let mut routing = None;
     let mut host_local = None;
+    let hints = plugins.iter().flat_map(hints::of).collect();
     for plugin in plugins {
         if plugin.text("type")? == Some("routing") {
             routing = Some(plugin);
@@ -93,10 +97,11 @@ fn read(file: &Path, whole: &Map<String, Value>) -> Result<Option<RoutingNetwork
         }
     }
     let Some(routing) = routing else { return Ok(None) };
-    let Some(name) = keys.text("name")? else { bail!("name: missing") };
+    let name = keys.text("name")?.unwrap_or_default();
+    check_network_name(name)?;
     let config = Config::of(name, &routing)?;
     let host_local = host_local.map(|plugin| as_ipam_sees_it(name, &plugin));
-    Ok(Some(RoutingNetwork { file: file.to_owned(), config, host_local }))
+    Ok(Some(RoutingNetwork { file: file.to_owned(), config, host_local, hints }))
 }
 
 /// Whether a plugin of the network is one of `wanted`. What is wrong with another
@@ -119,6 +124,13 @@ fn names(keys: &Object, wanted: &[&str]) -> bool {
 pub(super) fn is_ours(content: &[u8]) -> bool {
     let whole: Option<Map<String, Value>> = serde_json::from_slice(content).ok();
     whole.is_some_and(|whole| names(&Object::root(&whole), &["veth", "routing"]))
+}
+
+/// The files of runtimes' own directory that are ours, as far as they can be read.
+pub(super) fn ours() -> Vec<PathBuf> {
+    let mut files = files(Path::new(DIRECTORY)).unwrap_or_default();
+    files.retain(|file| fs::read(file).is_ok_and(|content| is_ours(&content)));
+    files
 }
 
 /// Fails on what weft could not use, or would not know for its own later.
@@ -165,4 +177,48 @@ fn refuse_doubles(networks: &[RoutingNetwork]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(whole: Value) -> Result<Option<RoutingNetwork>> {
+        super::read(Path::new("10-pods.conflist"), whole.as_object().expect("an object"))
+    }
+
+    #[test]
+    fn the_odd_plugins_of_other_networks_are_skipped() {
+        for other in [
+            json!({ "name": "x", "plugins": [{ "type": "bridge", "ipam": 5 }] }),
+            json!({ "name": "x", "plugins": [{ "type": 5 }, "routing", null, ["routing"]] }),
+            json!({ "name": "x", "plugins": { "type": "routing" } }),
+            json!({ "name": "x", "plugins": "routing" }),
+            json!({ "name": "x", "plugins": [] }),
+            json!({ "name": "x", "type": 5 }),
+            json!({ "name": 5, "type": "bridge", "ipam": [] }),
+            json!({}),
+        ] {
+            assert!(read(other.clone()).expect("no error").is_none(), "{other}");
+        }
+        // Beside one that is ours it is.
+        let ours = json!({ "name": "x", "plugins": [{ "type": "routing" }, { "type": 5 }] });
+        let error = read(ours).expect_err("a type that is a number").to_string();
+        assert!(error.contains("plugins[1].type"), "{error}");
+    }
+
+    #[test]
+    fn a_name_that_is_no_file_name_is_refused() {
+        let named = |name: Value| {
+            read(json!({ "name": name, "plugins": [{ "type": "routing" }] })).map(|_| ())
+        };
+        named(json!("pods.1_a-b")).expect("a name");
+        for name in ["", "../pods", "..", "a/b", "-a", "a b", "a\nb"] {
+            let error = named(json!(name)).expect_err(name).to_string();
+            assert!(error.starts_with("name: "), "{name:?}: {error}");
+        }
+        named(Value::Null).expect_err("no name");
+    }
 }

@@ -238,6 +238,12 @@ pub(super) fn uninstall(request: &Request) -> Result<ExitCode> {
         }
     }
     dirs.iter().try_for_each(|dir| sync(dir))?;
+    for file in conflist::ours() {
+        eprintln!(
+            "weft: warning: {} still names plugins of weft; --conf removes it",
+            file.display()
+        );
+    }
     print(if said.is_empty() { "nothing was there\n" } else { &said })?;
     Ok(ExitCode::SUCCESS)
 }

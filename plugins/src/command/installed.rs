@@ -91,6 +91,8 @@ impl Target {
         let write = || -> io::Result<()> {
             let mut file = File::create_new(&path)?;
             file.set_permissions(fs::Permissions::from_mode(mode))?;
+            // In one call: ext4 and others then keep the executable in folios so large that its code
+            // is mapped at one stroke at every start (docs/performance.md, "Where a start goes").
             file.write_all(content)?;
             file.sync_all()
         };

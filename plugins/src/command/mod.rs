@@ -6,6 +6,7 @@ mod bird;
 mod conflist;
 mod export_router;
 mod frr;
+mod hints;
 mod in_the_way;
 mod install;
 mod installed;
@@ -13,6 +14,7 @@ mod ipam;
 mod nodes;
 mod print;
 mod status;
+mod teardown;
 mod trace;
 
 use std::process::ExitCode;
@@ -21,9 +23,9 @@ use anyhow::{Result, bail};
 use kernel::Rtnetlink;
 use serde_json::Value;
 
-use crate::routing::sync::{Do, Outcome, sync};
-use crate::routing::teardown::teardown;
-use crate::{node, state_dir, veth};
+use crate::node;
+use crate::routing::record;
+use crate::routing::sync::{Outcome, plan, sync};
 use arguments::{Action, Arguments};
 use conflist::RoutingNetwork;
 
@@ -32,7 +34,9 @@ const CHANGES: u8 = 2;
 
 /// Serves the command line.
 pub(crate) fn run() -> ExitCode {
-    let outcome = Arguments::parse(std::env::args().skip(1)).and_then(|arguments| act(&arguments));
+    // A word that is not UTF-8 is refused like any other that means nothing.
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let outcome = Arguments::parse(words).and_then(|arguments| act(&arguments));
     outcome.unwrap_or_else(|error| {
         eprintln!("weft: {error:#}");
         ExitCode::FAILURE
@@ -40,6 +44,7 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn act(arguments: &Arguments) -> Result<ExitCode> {
+    let read = || conflist::networks(arguments.conf.as_deref());
     match &arguments.action {
         Action::Help(text) => {
             print!("{text}");
@@ -50,10 +55,18 @@ fn act(arguments: &Arguments) -> Result<ExitCode> {
             println!("CNI protocol versions supported: {}", cni::Version::list());
             Ok(ExitCode::SUCCESS)
         }
-        Action::Sync => for_each(arguments, sync_one),
-        Action::Plan => for_each(arguments, plan_one),
-        Action::ExportRouter => for_each(arguments, export_router::run),
-        Action::ExportBgp(request) => match &conflist::networks(arguments.conf.as_deref())?[..] {
+        Action::Sync => {
+            let networks = read()?;
+            give_hints(arguments, &networks);
+            for_each(&networks, sync_one)
+        }
+        Action::Plan => {
+            let networks = read()?;
+            give_hints(arguments, &networks);
+            for_each(&networks, plan_one)
+        }
+        Action::ExportRouter => for_each(&read()?, export_router::run),
+        Action::ExportBgp(request) => match &read()?[..] {
             [network] => bgp::run(request, network),
             networks => bail!(
                 "{} networks are configured and one daemon's configuration is printed; name one \
@@ -62,46 +75,67 @@ fn act(arguments: &Arguments) -> Result<ExitCode> {
             ),
         },
         Action::CheckNodes(Some(dir)) => nodes::check_directory(dir),
-        Action::CheckNodes(None) => for_each(arguments, nodes::check_network),
-        Action::ImportNodes(target) => {
-            nodes::import(target, || conflist::networks(arguments.conf.as_deref()))
-        }
-        Action::Ipam if arguments.json => print_json(&ipam_networks(arguments)?, ipam::json),
+        Action::CheckNodes(None) => for_each(&read()?, nodes::check_network),
+        Action::ImportNodes(target) => nodes::import(target, read),
+        Action::Ipam if arguments.json => print_json(&ipam_networks(arguments)?, ipam::json, &[]),
         Action::Ipam => {
             ipam_networks(arguments)?.iter().try_for_each(ipam::show)?;
             Ok(ExitCode::SUCCESS)
         }
         Action::Release(what, interface) => release(arguments, what, interface.as_deref()),
         Action::Trace(source, destination) => {
-            for_each(arguments, |network| trace::run(*source, *destination, network))
+            for_each(&read()?, |network| trace::run(*source, *destination, network))
         }
         Action::Status if arguments.json => {
-            print_json(&conflist::networks(arguments.conf.as_deref())?, status::json)
+            let networks = read()?;
+            let left = leftovers(arguments, &networks);
+            print_json(&networks, status::json, &[("leftovers", left.into())])
         }
-        Action::Status => for_each(arguments, status::show),
+        Action::Status => {
+            let networks = read()?;
+            give_hints(arguments, &networks);
+            for_each(&networks, status::show)
+        }
         Action::Install(request) => install::install(request),
         Action::Uninstall(request) => install::uninstall(request),
-        Action::Teardown => {
-            let code = for_each(arguments, teardown_one)?;
-            if veth::spoof_check::remove()? {
-                println!("removed the spoof check; the next ADD, STATUS or sync brings it back");
-            }
-            state_dir::remove_all()?;
-            Ok(code)
-        }
+        Action::Teardown => teardown::run(arguments),
+    }
+}
+
+/// What was synced on this node and is in no conflist any more; nobody would ever take it
+/// away.
+fn leftovers(arguments: &Arguments, networks: &[RoutingNetwork]) -> Vec<String> {
+    if arguments.conf.is_some() {
+        return Vec::new();
+    }
+    let is_left = |name: &String| networks.iter().all(|network| network.config.network != *name);
+    record::all().into_iter().map(|(name, _)| name).filter(is_left).collect()
+}
+
+/// Tells of what is probably not meant as it is.
+fn give_hints(arguments: &Arguments, networks: &[RoutingNetwork]) {
+    for network in networks {
+        let file = network.file.display();
+        network.hints.iter().for_each(|hint| eprintln!("weft: warning: {file}: {hint}"));
+    }
+    for name in leftovers(arguments, networks) {
+        eprintln!(
+            "weft: note: network {name} is on this node, but in no conflist; if it is no longer \
+             used, run `weft teardown`, then `weft sync`"
+        );
     }
 }
 
 /// Handles every network with `routing`; one that fails does not keep the others
 /// from their turn.
 fn for_each(
-    arguments: &Arguments,
+    networks: &[RoutingNetwork],
     handle: impl Fn(&RoutingNetwork) -> Result<ExitCode>,
 ) -> Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     let mut failed = Vec::new();
-    for network in conflist::networks(arguments.conf.as_deref())? {
-        match handle(&network) {
+    for network in networks {
+        match handle(network) {
             Ok(outcome) if outcome != ExitCode::SUCCESS => code = outcome,
             Ok(_) => {}
             Err(error) => failed.push(format!("network {}: {error:#}", network.config.network)),
@@ -120,13 +154,18 @@ fn ipam_networks(arguments: &Arguments) -> Result<Vec<RoutingNetwork>> {
     Ok(networks)
 }
 
-/// Prints what `describe` says of every network as one JSON document.
+/// Prints what `describe` says of every network, and `more`, as one JSON document.
 fn print_json(
     networks: &[RoutingNetwork],
     describe: impl Fn(&RoutingNetwork) -> Result<Value>,
+    more: &[(&str, Value)],
 ) -> Result<ExitCode> {
     let described = networks.iter().map(describe).collect::<Result<Vec<Value>>>()?;
-    print::print(&format!("{:#}\n", serde_json::json!({ "networks": described })))?;
+    let mut document = serde_json::json!({ "networks": described });
+    for (key, value) in more {
+        document[*key] = value.clone();
+    }
+    print::print(&format!("{document:#}\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -142,17 +181,17 @@ fn release(arguments: &Arguments, what: &str, interface: Option<&str>) -> Result
 }
 
 fn sync_one(network: &RoutingNetwork) -> Result<ExitCode> {
-    let outcome = sync(&network.config, Do::Apply, &mut Rtnetlink::open()?)?;
-    report(network, &outcome, "done, nothing was left to do", "change(s) made:");
-    match outcome.warnings.len() {
+    let outcome = sync(&network.config, &mut Rtnetlink::open()?)?;
+    report(&network.config.network, &outcome, "nothing was left to do", "change(s) made:");
+    match outcome.problems.len() + outcome.failures.len() {
         0 => Ok(ExitCode::SUCCESS),
         count => bail!("{count} warning(s), see above; everything else is done"),
     }
 }
 
 fn plan_one(network: &RoutingNetwork) -> Result<ExitCode> {
-    let outcome = sync(&network.config, Do::Plan, &mut Rtnetlink::open()?)?;
-    report(network, &outcome, "nothing to do", "change(s) to make:");
+    let outcome = plan(&network.config, &mut Rtnetlink::open()?)?;
+    report(&network.config.network, &outcome, "nothing to do", "change(s) to make:");
     let own_ranges = node::pod_ranges(&network.config.network, &network.config.source)?;
     for (chain, commands) in in_the_way::in_the_way(&own_ranges)? {
         println!("  # {chain} drops what no rule before accepts; to let pods through:");
@@ -162,21 +201,16 @@ fn plan_one(network: &RoutingNetwork) -> Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
-fn teardown_one(network: &RoutingNetwork) -> Result<ExitCode> {
-    let removed = teardown(&network.config, &mut Rtnetlink::open()?)?;
-    let outcome = Outcome { changes: removed, ..Outcome::default() };
-    report(network, &outcome, "nothing was there", "thing(s) removed:");
-    Ok(ExitCode::SUCCESS)
-}
-
-fn report(network: &RoutingNetwork, outcome: &Outcome, none: &str, some: &str) {
-    let name = &network.config.network;
-    for warning in &outcome.warnings {
+fn report(network: &str, outcome: &Outcome, none: &str, some: &str) {
+    for warning in outcome.problems.iter().chain(&outcome.failures) {
         eprintln!("weft: warning: {warning}");
     }
+    for note in &outcome.notes {
+        eprintln!("weft: note: {note}");
+    }
     match outcome.changes.len() {
-        0 => println!("{name}: {none}"),
-        count => println!("{name}: {count} {some}"),
+        0 => println!("{network}: {none}"),
+        count => println!("{network}: {count} {some}"),
     }
     for change in &outcome.changes {
         println!("  {change}");

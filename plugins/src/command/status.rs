@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::UNIX_EPOCH;
 
 use anyhow::Result;
 use cluster::{Family, Way};
@@ -14,8 +15,9 @@ use super::in_the_way::in_the_way;
 use super::ipam::{usage, usage_json, usage_text};
 use super::print::{print, table};
 use crate::routing::config::mode_word;
+use crate::routing::record::{Record, Run};
 use crate::routing::survey::{Peer, State, Survey, survey};
-use crate::routing::sync::{Do, sync};
+use crate::routing::sync::plan;
 
 pub(super) const HELP: &str = "\
 Usage: weft status [--conf FILE] [-o json]
@@ -40,22 +42,28 @@ struct Status<'a> {
     usage: Option<Vec<ipam_host_local::Usage>>,
     changes: Vec<String>,
     firewalls: Vec<(String, Vec<String>)>,
+    record: Option<Record>,
 }
 
 impl<'a> Status<'a> {
     fn read(network: &'a RoutingNetwork) -> Result<Self> {
         let mut host = Rtnetlink::open()?;
         let survey = survey(&network.config, &mut host)?;
-        let changes = sync(&network.config, Do::Plan, &mut host)?.changes;
+        let changes = plan(&network.config, &mut host)?.changes;
         let firewalls = in_the_way(&survey.own.pod_ranges)?;
-        Ok(Self { network, survey, usage: usage(network)?, changes, firewalls })
+        let record = Record::read(&network.config.network);
+        Ok(Self { network, survey, usage: usage(network)?, changes, firewalls, record })
     }
 }
 
 /// Prints the status of one network.
 pub(super) fn show(network: &RoutingNetwork) -> Result<ExitCode> {
-    let status = Status::read(network)?;
     let paint = Paint(std::io::stdout().is_terminal());
+    let status = Status::read(network).inspect_err(|_| {
+        // What is still known; whoever closed standard output does not want it.
+        let record = Record::read(&network.config.network);
+        let _ = print(&format!("{}{}", heading(network), last_sync(record.as_ref(), paint)));
+    })?;
     print(&text(&status, paint))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -76,8 +84,8 @@ impl Paint {
 
 fn text(status: &Status, paint: Paint) -> String {
     let Status { network, survey, .. } = status;
-    let mut text = format!("{} ({})\n", network.config.network, network.file.display());
-    let mut line = |name: &str, value: String| text += &format!("  {name:<11} {value}\n");
+    let mut text = heading(network);
+    let mut line = |name: &str, value: String| text += &labelled(name, &value);
     line("node", format!("{}, {}", survey.own.name, survey.by));
     line("mode", mode(status, paint));
     line("peers", summary(&survey.peers, paint));
@@ -103,6 +111,7 @@ fn text(status: &Status, paint: Paint) -> String {
             count => paint.colour(false, &format!("{count} change(s) to make, see weft plan")),
         },
     );
+    text += &last_sync(status.record.as_ref(), paint);
     text += &peer_table(&survey.peers);
     for (chain, commands) in &status.firewalls {
         text += &format!("  {chain} drops what no rule before accepts; to let pods through:\n");
@@ -111,6 +120,78 @@ fn text(status: &Status, paint: Paint) -> String {
     let warnings = survey.loaded.warnings.iter().chain(&survey.notes);
     text.extend(warnings.map(|warning| format!("  warning: {warning}\n")));
     text
+}
+
+fn heading(network: &RoutingNetwork) -> String {
+    format!("{} ({})\n", network.config.network, network.file.display())
+}
+
+fn labelled(name: &str, value: &str) -> String {
+    format!("  {name:<11} {value}\n")
+}
+
+/// The last sync, and the last that changed something if that is another.
+fn last_sync(record: Option<&Record>, paint: Paint) -> String {
+    let Some(record) = record else {
+        return labelled("last sync", "never since this node started");
+    };
+    let now = UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+    let mut text = labelled("last sync", &run_text(&record.last, now, paint));
+    for failure in &record.last.failures {
+        text += &labelled("", failure);
+    }
+    if let Some(change) = record.last_change.as_ref().filter(|change| **change != record.last) {
+        text += &labelled("last change", &run_text(change, now, paint));
+    }
+    text
+}
+
+/// "12 s ago by STATUS, 3 change(s) made, at 2026-01-31T23:59:59Z".
+fn run_text(run: &Run, now: u64, paint: Paint) -> String {
+    let age = now.checked_sub(run.at).map_or("in the future".to_owned(), ago);
+    let failed = match run.failed {
+        0 => String::new(),
+        count => format!(", {}", paint.colour(false, &format!("{count} failure(s)"))),
+    };
+    let Run { trigger, changes, .. } = run;
+    format!("{age} by {trigger}, {changes} change(s) made{failed}, at {}", utc(run.at))
+}
+
+fn ago(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s ago"),
+        120..7_200 => format!("{} min ago", seconds / 60),
+        7_200..172_800 => format!("{} h ago", seconds / 3_600),
+        _ => format!("{} days ago", seconds / 86_400),
+    }
+}
+
+/// Seconds since 1970 as RFC 3339 writes them. The Gregorian calendar repeats after 400
+/// years, and with years that begin in March the leap day is their last.
+fn utc(seconds: u64) -> String {
+    let (days, time) = (seconds / 86_400, seconds % 86_400);
+    // From 0000-03-01.
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    // Months from March have 153 days in each five.
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let (year, month) = match month {
+        0..10 => (era * 400 + year_of_era, month + 3),
+        _ => (era * 400 + year_of_era + 1, month - 9),
+    };
+    let (hour, minute, second) = (time / 3_600, time / 60 % 60, time % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+fn run_json(run: &Run) -> Value {
+    json!({
+        "at": utc(run.at), "trigger": run.trigger, "changes": run.changes,
+        "failed": run.failed, "failures": run.failures,
+    })
 }
 
 fn mode(status: &Status, paint: Paint) -> String {
@@ -232,6 +313,8 @@ pub(super) fn json(network: &RoutingNetwork) -> Result<Value> {
         }).collect::<Vec<_>>(),
         "firewalls": firewalls,
         "changes": status.changes,
+        "lastSync": status.record.as_ref().map(|record| run_json(&record.last)),
+        "lastChange": status.record.as_ref().and_then(|r| r.last_change.as_ref()).map(run_json),
         "warnings": survey.loaded.warnings.iter().chain(&survey.notes).collect::<Vec<_>>(),
     }))
 }
@@ -271,6 +354,45 @@ mod tests {
         let text = summary(&peers(5_000, 3), Paint(false));
         assert_eq!(text, "4997 of 5000 well (3 tunnel missing, 4997 tunnel ok)");
         assert_eq!(summary(&[], Paint(false)), "0 of 0 well");
+    }
+
+    #[test]
+    fn times_are_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_767_225_599, "2025-12-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(utc(seconds), text);
+        }
+    }
+
+    #[test]
+    fn the_last_sync_is_told_with_age_trigger_and_failures() {
+        let run = |at, trigger: &str, changes, failures: Vec<String>| Run {
+            at,
+            trigger: trigger.to_owned(),
+            changes,
+            failed: failures.len() as u64,
+            failures,
+        };
+        let paint = Paint(false);
+        let quiet = run(1_000, "STATUS", 0, Vec::new());
+        let text = run_text(&quiet, 1_119, paint);
+        assert_eq!(text, "119 s ago by STATUS, 0 change(s) made, at 1970-01-01T00:16:40Z");
+        assert!(run_text(&quiet, 999, paint).starts_with("in the future by STATUS"));
+        let busy = run(500, "weft sync", 7, vec!["no".to_owned()]);
+        assert!(run_text(&busy, 500, paint).contains("7 change(s) made, 1 failure(s), at"));
+        let record = |last: &Run| {
+            let (last, last_change) = (last.clone(), Some(busy.clone()));
+            Record { protocol: 87, device: "weft.1".to_owned(), last, last_change }
+        };
+        assert_eq!(last_sync(Some(&record(&quiet)), paint).lines().count(), 2);
+        assert_eq!(last_sync(Some(&record(&busy)), paint).lines().count(), 2);
+        assert_eq!(last_sync(None, paint), "  last sync   never since this node started\n");
     }
 
     #[test]

@@ -42,8 +42,9 @@ fn has_routes(dev: u32, protocol: u8, host: &mut Rtnetlink) -> Result<bool, Erro
 fn shared(config: &Config, network: &str) -> Error {
     invalid_config(format!(
         "routeProtocol: network {network} marks its routes on this node with protocol {} too, so \
-         that each would delete the other's; set routeProtocol to another number in one of them, \
-         or run `weft teardown` with the configuration of the one that is no longer used",
-        config.protocol
+         that each would delete the other's; {}, or set routeProtocol to another number in one of \
+         them",
+        config.protocol,
+        device::leftover_remedy(network)
     ))
 }

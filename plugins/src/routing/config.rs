@@ -19,6 +19,34 @@ const MAX_IFNAME: usize = 15;
 /// Protocols below RTPROT_STATIC + 1 are the kernel's and the administrator's.
 const LOWEST_PROTOCOL: u64 = 5;
 
+/// Every key that [`Config::of`] reads.
+pub(crate) const KEYS: [&str; 21] = [
+    "routingMode",
+    "nodesDir",
+    "nodes",
+    "nodeName",
+    "vni",
+    "tunnelPort",
+    "tunnelSourcePortRange",
+    "device",
+    "underlay",
+    "underlayFamily",
+    "mtu",
+    "ipv4NativeRoutingCIDR",
+    "ipv6NativeRoutingCIDR",
+    "links",
+    "autoDirectNodeRoutes",
+    "directRoutingSkipUnreachable",
+    "ipMasq",
+    "nonMasqueradeCIDRs",
+    "peerGuard",
+    "noTrack",
+    "routeProtocol",
+];
+/// Those whose values are networks.
+pub(crate) const CIDR_KEYS: [&str; 4] =
+    ["ipv4NativeRoutingCIDR", "ipv6NativeRoutingCIDR", "links", "nonMasqueradeCIDRs"];
+
 /// The plugin's configuration, read and checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {

@@ -18,9 +18,13 @@ use super::held::Held;
 use super::host::{OnLink, Position, Underlay};
 use crate::failure::invalid_config;
 
-/// Metric of every route of ours. Left out, IPv6 routes would get 1024 and lose
+/// Metric of every route of ours but [`OWN_RANGE_IPV6`]. Left out, IPv6 routes would get 1024 and lose
 /// to those that BIRD (32) and FRR (20) put there, where IPv4's 0 would win.
 pub(super) const METRIC: u32 = 8;
+/// Metric of the route for an own IPv6 range: greater than that of the kernel's route for
+/// an address with a prefix (256, `IP6_RT_PRIO_ADDRCONF`), so that a bridge that has the
+/// range on it keeps it, and less than that of routes made without one (1024).
+const OWN_RANGE_IPV6: u32 = 512;
 /// Least MTU with IPv6 (RFC 8200 section 5).
 const MIN_MTU_IPV6: u32 = 1280;
 
@@ -45,6 +49,8 @@ pub(crate) struct Desired {
     pub(crate) held: Held,
     /// Peers that could not be given a way, for people.
     pub(crate) notes: Vec<String>,
+    /// Other programs' routes that take the place of ours, for people.
+    pub(crate) shadowed: Vec<String>,
 }
 
 /// What [`desired`] decides from.
@@ -168,7 +174,7 @@ pub(crate) fn desired(inputs: Inputs) -> Result<Desired, Error> {
         add_peer(&mut state, inputs, &policy, peer)?;
     }
     let shadowed = state.routes.iter().filter_map(|route| inputs.on_link.shadow(route));
-    state.notes.extend(shadowed);
+    state.shadowed = shadowed.collect();
     Ok(state)
 }
 
@@ -187,7 +193,8 @@ fn device_addresses(own: &Node) -> Vec<IpNetwork> {
 /// Ends loops: what no pod answers for goes no further. Also what BGP daemons
 /// announce.
 fn own_range_route(range: IpNetwork, protocol: u8) -> Route {
-    Route { kind: Kind::Unreachable, metric: METRIC, ..Route::to(range, protocol) }
+    let metric = if range.is_ipv6() { OWN_RANGE_IPV6 } else { METRIC };
+    Route { kind: Kind::Unreachable, metric, ..Route::to(range, protocol) }
 }
 
 fn add_peer(

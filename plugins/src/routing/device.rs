@@ -35,8 +35,13 @@ struct InPlace {
 const MARK: &str = "weft network ";
 
 /// The text by which a device of this network is known whatever its name.
-fn mark(config: &Config) -> String {
-    format!("{MARK}{}", config.network)
+fn mark(network: &str) -> String {
+    format!("{MARK}{network}")
+}
+
+/// The network whose device `link` is, by its mark.
+fn network_of(link: &Link) -> Option<&str> {
+    link.alias.as_deref()?.strip_prefix(MARK)
 }
 
 /// The devices of other networks of ours, and those networks' names.
@@ -45,7 +50,7 @@ pub(super) fn of_other_networks(
     host: &mut Rtnetlink,
 ) -> Result<Vec<(Link, String)>, Error> {
     let devices = host.links_of_kind("vxlan").map_err(refused)?;
-    let network = |link: &Link| Some(link.alias.as_deref()?.strip_prefix(MARK)?.to_owned());
+    let network = |link: &Link| network_of(link).map(str::to_owned);
     let marked = devices.into_iter().filter_map(|link| network(&link).map(|name| (link, name)));
     Ok(marked.filter(|(_, name)| *name != config.network).collect())
 }
@@ -53,11 +58,19 @@ pub(super) fn of_other_networks(
 /// The devices that are ours: marked for this network, or unmarked and of the
 /// configured name.
 pub(super) fn ours(config: &Config, host: &mut Rtnetlink) -> Result<Vec<Link>, Error> {
+    of_network(&config.network, &config.device, host)
+}
+
+/// The devices marked for `network`, or unmarked and called `name`.
+pub(super) fn of_network(
+    network: &str,
+    name: &str,
+    host: &mut Rtnetlink,
+) -> Result<Vec<Link>, Error> {
     let devices = host.links_of_kind("vxlan").map_err(refused)?;
-    let mark = mark(config);
-    let is_ours = |link: &Link| match &link.alias {
-        Some(alias) if alias.starts_with(MARK) => *alias == mark,
-        _ => link.name == config.device,
+    let is_ours = |link: &Link| match network_of(link) {
+        Some(marked) => marked == network,
+        None => link.name == name,
     };
     Ok(devices.into_iter().filter(is_ours).collect())
 }
@@ -136,9 +149,25 @@ impl Steps {
         Ok(())
     }
 
-    /// Takes the steps before the entries.
-    pub(super) fn apply_before(&self, config: &Config, host: &mut Rtnetlink) -> Result<(), Error> {
-        self.before.iter().try_for_each(|step| step.apply(config, host))
+    /// Whether a device is made anew.
+    pub(super) fn make_one(&self) -> bool {
+        self.before.iter().any(|step| matches!(step, Step::Create(_)))
+    }
+
+    /// Takes those of the steps before the entries that take away.
+    pub(super) fn apply_removals(
+        &self,
+        config: &Config,
+        host: &mut Rtnetlink,
+    ) -> Result<(), Error> {
+        let mut removals = self.before.iter().filter(|step| step.removes());
+        removals.try_for_each(|step| step.apply(config, host))
+    }
+
+    /// Takes the other steps before the entries.
+    pub(super) fn apply_makes(&self, config: &Config, host: &mut Rtnetlink) -> Result<(), Error> {
+        let mut makes = self.before.iter().filter(|step| !step.removes());
+        makes.try_for_each(|step| step.apply(config, host))
     }
 
     /// Takes the steps after the entries.
@@ -152,7 +181,7 @@ impl Steps {
 /// made it was killed, or is another's of our name. One that somebody made part of a bridge
 /// is made anew: what it receives is the bridge's.
 fn can_become(config: &Config, link: &Link, wanted: &VxlanDevice) -> bool {
-    let is_ours = link.alias == Some(mark(config)) && link.controller.is_none();
+    let is_ours = link.alias == Some(mark(&config.network)) && link.controller.is_none();
     let Some(have) = link.vxlan.as_ref().filter(|_| is_ours) else {
         return false;
     };
@@ -177,6 +206,10 @@ fn in_place(link: &Link, wanted: &VxlanDevice) -> InPlace {
 }
 
 impl Step {
+    fn removes(&self) -> bool {
+        matches!(self, Self::Delete(_))
+    }
+
     fn apply(&self, config: &Config, host: &mut Rtnetlink) -> Result<(), Error> {
         match self {
             Self::Delete(link) => remove(link, host),
@@ -260,7 +293,7 @@ fn create(device: &VxlanDevice, config: &Config, host: &mut Rtnetlink) -> Result
             // is by default.
             set(LinkChange { no_link_local: true, ..LinkChange::default() }, &link, host)?;
         }
-        let mark = mark(config);
+        let mark = mark(&config.network);
         let up = LinkChange { up: Some(true), alias: Some(&mark), ..LinkChange::default() };
         set(up, &link, host)
     };
@@ -307,15 +340,24 @@ fn refuse_clash(
     let others = devices.iter().filter(|link| !goes(link));
     match others.into_iter().find(|link| link.vxlan.as_ref().is_some_and(clashes)) {
         None => Ok(()),
-        Some(link) => Err(Error::new(
-            Code::InvalidConfig,
-            format!(
-                "VXLAN device {} of another program has VNI {} and port {} already; remove it, or \
-                 set vni or tunnelPort to another on every node",
+        Some(link) => {
+            let (whose, remedy) = match network_of(link) {
+                Some(network) => (format!("network {network}"), leftover_remedy(network)),
+                None => ("another program".to_owned(), "remove it".to_owned()),
+            };
+            let msg = format!(
+                "VXLAN device {} of {whose} has VNI {} and port {} already; {remedy}, or set vni \
+                 or tunnelPort to another on every node",
                 link.name, want.vni, want.port
-            ),
-        )),
+            );
+            Err(Error::new(Code::InvalidConfig, msg))
+        }
     }
+}
+
+/// What to do about another network of ours that may be a leftover.
+pub(super) fn leftover_remedy(network: &str) -> String {
+    format!("if {network} is no longer used, run `weft teardown`, then `weft sync`")
 }
 
 fn refuse_taken_name(
@@ -326,9 +368,16 @@ fn refuse_taken_name(
     let link = host.link_by_name(name).map_err(refused)?;
     let Some(link) = link.filter(|link| !goes(link)) else { return Ok(()) };
     let mac = link.mac.as_ref().map_or("none".to_owned(), format_mac);
-    let msg = format!(
-        "device: {name} is the name of another interface of this host (MAC {mac}); set device to \
-         another name"
-    );
+    let msg = match network_of(&link) {
+        Some(network) => format!(
+            "device: {name} is the VXLAN device of network {network}; {}, or set device to another \
+             name",
+            leftover_remedy(network)
+        ),
+        None => format!(
+            "device: {name} is the name of another interface of this host (MAC {mac}); set device \
+             to another name"
+        ),
+    };
     Err(Error::new(Code::InvalidConfig, msg))
 }

@@ -1,6 +1,8 @@
 //! The nf_tables tables of a routing network, as configuration and map ask for
 //! them, and bringing the kernel's in line.
 
+use std::net::IpAddr;
+
 use cluster::{Family, Map, Node, Way};
 use cni::{Code, Error};
 use ipnetwork::IpNetwork;
@@ -11,14 +13,21 @@ use kernel::nft::{self, Table};
 use super::config::Config;
 use super::desired::policy;
 use super::held::Held;
+use super::host::Underlay;
 use super::masquerade::{self, Masquerade};
 use super::peer_guard::{self, PeerGuard};
 use super::sync::Do;
 
 /// The tables that shall be there: pure.
-pub(super) fn tables(config: &Config, map: &Map, own: &Node, held: &Held) -> Vec<Table> {
+pub(super) fn tables(
+    config: &Config,
+    map: &Map,
+    own: &Node,
+    underlay: &Underlay,
+    held: &Held,
+) -> Vec<Table> {
     let masquerade = masquerade(config, map, own, held);
-    masquerade.into_iter().chain(peer_guard(config, map, own, held)).collect()
+    masquerade.into_iter().chain(peer_guard(config, map, own, underlay, held)).collect()
 }
 
 /// How a table of the kernel stands to what shall be there.
@@ -53,8 +62,8 @@ pub(crate) fn masquerade_state(
 }
 
 /// Every name that a table of the network may have.
-pub(super) fn table_names(config: &Config) -> [String; 2] {
-    [masquerade::table_name(config.protocol), peer_guard::table_name(config.protocol)]
+fn table_names(protocol: u8) -> [String; 2] {
+    [masquerade::table_name(protocol), peer_guard::table_name(protocol)]
 }
 
 /// Every node that packets may come from or go to: those that are quarantined
@@ -91,15 +100,30 @@ fn masquerade(config: &Config, map: &Map, own: &Node, held: &Held) -> Option<Tab
     Some(masquerade.table())
 }
 
-fn peer_guard(config: &Config, map: &Map, own: &Node, held: &Held) -> Option<Table> {
+fn peer_guard(
+    config: &Config,
+    map: &Map,
+    own: &Node,
+    underlay: &Underlay,
+    held: &Held,
+) -> Option<Table> {
     let port = config.tunnel_port?;
-    let peers = all_nodes(map).filter(|node| node.name != own.name);
-    let ends = peers.filter_map(|node| node.tunnel_end(config.underlay_family));
-    let held = held.ends.iter().copied().filter(|ip| Family::of(*ip) == config.underlay_family);
-    let tunnel_ends: Vec<_> = ends.chain(held).collect();
+    let family = config.underlay_family;
+    let peers = || all_nodes(map).filter(|node| node.name != own.name);
+    let ends = peers().filter_map(|node| node.tunnel_end(family));
+    let held = held.ends.iter().copied().filter(|ip| Family::of(*ip) == family);
+    let tunnel_ends: Vec<IpAddr> = ends.chain(held).collect();
+    let others = peers().flat_map(|node| {
+        let addresses = node.addresses.iter().map(|address| address.ip);
+        addresses
+            .filter(move |ip| Family::of(*ip) == family && node.tunnel_end(family) != Some(*ip))
+    });
+    let other_addresses: Vec<IpAddr> = others.collect();
     let guard = PeerGuard {
         protocol: config.protocol,
         tunnel_ends: &tunnel_ends,
+        other_addresses: &other_addresses,
+        local: own.tunnel_end(family).filter(|ip| *ip == underlay.local),
         port,
         vni: config.vni,
         device: &config.device,
@@ -123,19 +147,9 @@ pub(super) fn present(wanted: &[Table]) -> Result<Vec<(String, bool)>, Error> {
 /// Brings the kernel's tables in line; returns the changes, for people.
 pub(super) fn converge(config: &Config, wanted: &[Table], what: Do) -> Result<Vec<String>, Error> {
     let mut socket = Socket::netfilter().map_err(refused)?;
-    let mut changes = Vec::new();
-    for name in table_names(config) {
-        if wanted.iter().any(|table| table.name() == name) {
-            continue;
-        }
-        let removed = match what {
-            Do::Plan => nft::exists(&mut socket, &name),
-            Do::Apply | Do::Repair => nft::remove(&mut socket, &name),
-        };
-        if removed.map_err(refused)? {
-            changes.push(format!("nft delete table inet {name}"));
-        }
-    }
+    let surplus = table_names(config.protocol).into_iter();
+    let surplus = surplus.filter(|name| !wanted.iter().any(|table| table.name() == name));
+    let mut changes = delete(surplus, what, &mut socket)?;
     for table in wanted {
         let changed = match what {
             Do::Plan => nft::installed(&mut socket, &table.proof()).map(|installed| !installed),
@@ -148,9 +162,29 @@ pub(super) fn converge(config: &Config, wanted: &[Table], what: Do) -> Result<Ve
     Ok(changes)
 }
 
-/// Deletes the network's tables; returns the changes as commands.
-pub(super) fn remove(config: &Config) -> Result<Vec<String>, Error> {
-    converge(config, &[], Do::Apply)
+/// Deletes the tables of the network that is marked with `protocol`; returns the
+/// changes as commands.
+pub(super) fn remove(protocol: u8, what: Do) -> Result<Vec<String>, Error> {
+    let mut socket = Socket::netfilter().map_err(refused)?;
+    delete(table_names(protocol).into_iter(), what, &mut socket)
+}
+
+fn delete(
+    names: impl Iterator<Item = String>,
+    what: Do,
+    socket: &mut Socket,
+) -> Result<Vec<String>, Error> {
+    let mut changes = Vec::new();
+    for name in names {
+        let removed = match what {
+            Do::Plan => nft::exists(socket, &name),
+            Do::Apply | Do::Repair => nft::remove(socket, &name),
+        };
+        if removed.map_err(refused)? {
+            changes.push(format!("nft delete table inet {name}"));
+        }
+    }
+    Ok(changes)
 }
 
 fn refused(error: kernel::Error) -> Error {

@@ -11,6 +11,7 @@ use kernel::link::Link;
 use kernel::route::{Filter, Kind, Route, TABLE_MAIN};
 
 use super::config::Config;
+use super::record;
 use crate::attachment::is_host_end;
 use crate::failure::{invalid_config, refused};
 use crate::node;
@@ -179,12 +180,14 @@ pub(crate) enum Position {
 
 impl OnLink {
     /// Reads the main table.
-    pub(crate) fn read(protocol: u8, host: &mut Rtnetlink) -> Result<Self, Error> {
+    pub(crate) fn read(config: &Config, host: &mut Rtnetlink) -> Result<Self, Error> {
+        let former = record::former_protocol(config);
+        let ours = [Some(config.protocol), former, Some(POD_ROUTE_PROTOCOL)];
         let mut table = Self::default();
         for family in [libc::AF_INET, libc::AF_INET6] {
             let filter = Filter { family: family as u8, table: TABLE_MAIN, ..Filter::default() };
             for route in host.routes(filter).map_err(refused)? {
-                if route.protocol != protocol && route.protocol != POD_ROUTE_PROTOCOL {
+                if !ours.contains(&Some(route.protocol)) {
                     table.add(&route);
                 }
             }

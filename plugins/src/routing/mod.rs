@@ -13,6 +13,7 @@ pub(crate) mod masquerade;
 mod observed;
 mod peer_guard;
 mod pods;
+pub(crate) mod record;
 pub(crate) mod stamp;
 pub(crate) mod survey;
 pub(crate) mod sync;
@@ -22,9 +23,11 @@ use cni::{AddResult, Attachment, AttachmentKey, Code, Error, Network, Plugin};
 use kernel::Rtnetlink;
 
 use crate::attachment::Namespaces;
+use crate::budget::{STATUS, within};
 use crate::failure::refused;
 use crate::trace::phase;
 use config::Config;
+use record::Trigger;
 
 /// The plugin.
 pub(crate) struct Routing;
@@ -56,13 +59,21 @@ impl Plugin for Routing {
     }
 
     fn gc(&self, _valid: &[AttachmentKey], network: &Network) -> Result<(), Error> {
-        repair(network)
+        sync::repair(&Config::read(network)?, Trigger::Gc)
     }
 
     /// Also the tick by which drift is repaired where a runtime asks for it every
     /// few seconds (the spec lets nobody rely on that).
     fn status(&self, network: &Network) -> Result<(), Error> {
-        repair(network).map_err(|error| {
+        let config = Config::read(network)?;
+        let Some(repaired) = within(STATUS, move || sync::repair(&config, Trigger::Status)) else {
+            log::warn!(
+                "no sync was done within {} ms; ADD and weft sync take the time that it needs",
+                STATUS.as_millis()
+            );
+            return Ok(());
+        };
+        repaired.map_err(|error| {
             let msg = format!("no pod can be connected to other nodes: {}", error.msg);
             Error::new(Code::Unavailable, msg).with_details(error.details)
         })
@@ -71,14 +82,4 @@ impl Plugin for Routing {
     fn enters_netns(&self) -> bool {
         false
     }
-}
-
-/// A sync, unless one is under way: callers have no patience, and it does the work.
-fn repair(network: &Network) -> Result<(), Error> {
-    let config = Config::read(network)?;
-    let mut host = Rtnetlink::open().map_err(refused)?;
-    if let Some(outcome) = sync::try_sync(&config, &mut host)? {
-        outcome.warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    }
-    Ok(())
 }

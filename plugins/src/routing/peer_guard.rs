@@ -13,6 +13,11 @@ pub(crate) struct PeerGuard<'a> {
     pub(crate) protocol: u8,
     /// Tunnel ends of all other nodes, as their packets show them.
     pub(crate) tunnel_ends: &'a [IpAddr],
+    /// Their other addresses of the underlay's family: a VXLAN device takes what is
+    /// sent to any address of its host (`vxlan_sock_add` binds to none).
+    pub(crate) other_addresses: &'a [IpAddr],
+    /// The address that all peers send to, where it is on this host: not behind NAT.
+    pub(crate) local: Option<IpAddr>,
     /// UDP port of the tunnel.
     pub(crate) port: u16,
     /// VNI of the tunnel; another program's at the same port is left alone.
@@ -27,8 +32,25 @@ pub(crate) struct PeerGuard<'a> {
     pub(crate) no_track: bool,
 }
 
-/// Tunnel ends, a set for each version that there are some of.
-struct Ends(Vec<Set>);
+/// Addresses, a set for each version that there are some of.
+struct Addresses {
+    /// Tunnel ends of the other nodes.
+    ends: Vec<Set>,
+    /// Their other addresses.
+    others: Vec<Set>,
+    /// Our own tunnel end.
+    own: Vec<Set>,
+}
+
+fn sets(name: &str, addresses: &[IpAddr]) -> Vec<Set> {
+    let networks: Vec<IpNetwork> = addresses.iter().map(|&ip| ip.into()).collect();
+    let mut sets = vec![
+        Set::new(format!("{name}4"), IpVersion::V4, &networks),
+        Set::new(format!("{name}6"), IpVersion::V6, &networks),
+    ];
+    sets.retain(|set| !set.is_empty());
+    sets
+}
 
 /// Name of the table of the routing network `protocol`.
 pub(crate) fn table_name(protocol: u8) -> String {
@@ -44,43 +66,44 @@ impl PeerGuard<'_> {
     /// tracking they come one by one, but the first holds the UDP header, and
     /// once it is dropped the rest is never put together.
     pub(crate) fn table(&self) -> Option<Table> {
-        let networks: Vec<IpNetwork> = self.tunnel_ends.iter().map(|&ip| ip.into()).collect();
-        let mut ends = Ends(vec![
-            Set::new("ends4", IpVersion::V4, &networks),
-            Set::new("ends6", IpVersion::V6, &networks),
-        ]);
-        ends.0.retain(|set| !set.is_empty());
+        let addresses = Addresses {
+            ends: sets("ends", self.tunnel_ends),
+            others: sets("others", self.other_addresses),
+            own: sets("own", self.local.as_slice()),
+        };
         let mut chains = Vec::new();
         if self.guard {
-            chains.extend(self.guarding(&ends));
+            chains.extend(self.guarding(&addresses));
         } else if self.no_track {
-            chains.extend(self.untracked(&ends));
+            chains.extend(self.untracked(&addresses.ends));
         }
         if self.no_track {
-            chains.push(self.sent(&ends));
+            chains.push(self.sent(&addresses.ends));
         }
         if chains.is_empty() {
             return None;
         }
-        let table = ends.0.into_iter().fold(Table::new(table_name(self.protocol)), Table::set);
+        let Addresses { ends, others, own } = addresses;
+        let sets = ends.into_iter().chain(others).chain(own);
+        let table = sets.fold(Table::new(table_name(self.protocol)), Table::set);
         Some(chains.into_iter().fold(table, Table::chain))
     }
 
-    fn guarding(&self, ends: &Ends) -> Vec<Chain> {
+    fn guarding(&self, addresses: &Addresses) -> Vec<Chain> {
         let to = |chain: &str| vec![Rule::new().udp_to(self.port).jump(chain)];
         vec![
-            Chain::called("for_this_host", self.for_this_host(ends)),
-            Chain::called("just_received", self.just_received(ends)),
-            Chain::called("for_others", self.for_other_hosts(ends)),
+            Chain::called("for_this_host", self.for_this_host(addresses)),
+            Chain::called("just_received", self.just_received(addresses)),
+            Chain::called("for_others", self.for_other_hosts(addresses)),
             Chain::at(Hook::PreroutingRaw, "received", to("just_received")),
             Chain::at(Hook::Input, "delivered", to("for_this_host")),
             Chain::at(Hook::Forward, "forwarded", to("for_others")),
         ]
     }
 
-    fn just_received(&self, ends: &Ends) -> Vec<Rule> {
+    fn just_received(&self, addresses: &Addresses) -> Vec<Rule> {
         let mut rules = vec![self.not_ours()];
-        rules.extend(self.pod_to_node(ends));
+        rules.extend(self.pod_to_node(addresses));
         // Broadcast and multicast reach the tunnel's socket as well as unicast
         // to a local address does.
         rules.push(Rule::new().to_other_host().back());
@@ -88,30 +111,41 @@ impl PeerGuard<'_> {
         rules
     }
 
-    fn for_this_host(&self, ends: &Ends) -> Vec<Rule> {
+    fn for_this_host(&self, addresses: &Addresses) -> Vec<Rule> {
         let mut rules = vec![self.not_ours()];
         let from_pods = self.pods_packets();
         rules.extend(from_pods.map(|rule| rule.count().drop().comment("from a pod to this host")));
-        rules.extend(ends.0.iter().map(|set| self.tracking(Rule::new().source_in(set)).accept()));
+        // A pod's packet to another address of ours can look like its node's by now.
+        rules.extend(addresses.own.iter().map(|set| {
+            let elsewhere = Rule::new().destination_not_in(set).count().drop();
+            elsewhere.comment("to no tunnel end")
+        }));
+        let ends = addresses.ends.iter();
+        rules.extend(ends.map(|set| self.tracking(Rule::new().source_in(set)).accept()));
         rules.push(Rule::new().count().drop().comment("from no tunnel end"));
         rules
     }
 
     /// What this host forwards may leave with its own address, masqueraded, and
     /// so deceive the guard of the node that it is for.
-    fn for_other_hosts(&self, ends: &Ends) -> Vec<Rule> {
+    fn for_other_hosts(&self, addresses: &Addresses) -> Vec<Rule> {
         let mut rules = vec![self.not_ours()];
-        rules.extend(self.pod_to_node(ends));
-        rules.extend(ends.0.iter().map(|set| {
-            let forged = Rule::new().destination_in(set).source_not_in(set).count().drop();
-            forged.comment("from no tunnel end to a node")
-        }));
+        rules.extend(self.pod_to_node(addresses));
+        for sources in &addresses.ends {
+            let same = |set: &&Set| set.version() == sources.version();
+            let destinations = std::iter::once(sources).chain(addresses.others.iter().filter(same));
+            rules.extend(destinations.map(|set| {
+                let forged = Rule::new().destination_in(set).source_not_in(sources);
+                forged.count().drop().comment("from no tunnel end to a node")
+            }));
+        }
         rules
     }
 
-    fn pod_to_node(&self, ends: &Ends) -> impl Iterator<Item = Rule> {
-        let to_ends = |rule: Rule| ends.0.iter().map(move |set| rule.clone().destination_in(set));
-        let rules = self.pods_packets().flat_map(to_ends);
+    fn pod_to_node(&self, addresses: &Addresses) -> impl Iterator<Item = Rule> {
+        let nodes = || addresses.ends.iter().chain(&addresses.others);
+        let to_nodes = move |rule: Rule| nodes().map(move |set| rule.clone().destination_in(set));
+        let rules = self.pods_packets().flat_map(to_nodes);
         rules.map(|rule| rule.count().drop().comment("from a pod to a node"))
     }
 
@@ -132,9 +166,9 @@ impl PeerGuard<'_> {
     }
 
     /// Without the guard, what comes from tunnel ends.
-    fn untracked(&self, ends: &Ends) -> Vec<Chain> {
+    fn untracked(&self, ends: &[Set]) -> Vec<Chain> {
         let mut rules = vec![self.not_ours(), Rule::new().to_other_host().back()];
-        rules.extend(ends.0.iter().map(|set| Rule::new().source_in(set).no_track()));
+        rules.extend(ends.iter().map(|set| Rule::new().source_in(set).no_track()));
         let jump = Rule::new().udp_to(self.port).jump("just_received");
         vec![
             Chain::called("just_received", rules),
@@ -142,8 +176,8 @@ impl PeerGuard<'_> {
         ]
     }
 
-    fn sent(&self, ends: &Ends) -> Chain {
+    fn sent(&self, ends: &[Set]) -> Chain {
         let rule = |set| Rule::new().udp_to(self.port).destination_in(set).no_track();
-        Chain::at(Hook::OutputRaw, "sent", ends.0.iter().map(rule).collect())
+        Chain::at(Hook::OutputRaw, "sent", ends.iter().map(rule).collect())
     }
 }

@@ -42,10 +42,10 @@ pub(super) fn converge(
             Do::Apply | Do::Repair => adjust(&link, Path::new(&alias.netns), mtu, host),
         };
         match adjusted {
-            Ok(true) => outcome.changes.push(command),
+            Ok(true) => outcome.add([command]),
             Ok(false) => {}
             Err(error) if error.is_gone() => {}
-            Err(error) => outcome.warnings.push(format!("`{command}` failed: {error}")),
+            Err(error) => outcome.failures.push(format!("`{command}` failed: {error}")),
         }
     }
     Ok(())
@@ -66,7 +66,7 @@ fn keep_spoof_check(links: &[Link], what: Do, outcome: &mut Outcome) -> Result<(
     if what != Do::Plan {
         spoof_check::ensure(None)?;
     }
-    outcome.changes.push(format!("nft: replace table inet {}", spoof_check::TABLE));
+    outcome.add([format!("nft: replace table inet {}", spoof_check::TABLE)]);
     Ok(())
 }
 

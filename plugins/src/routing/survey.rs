@@ -74,7 +74,7 @@ pub(crate) fn survey(config: &Config, host: &mut Rtnetlink) -> Result<Survey, Er
     let loaded = config.source.load()?;
     let (own, by) = node::recognise(&loaded.map, &config.source, Some(config.protocol), host)?;
     let underlay = underlay(config, &loaded.map, &own, host)?;
-    let on_link = OnLink::read(config.protocol, host)?;
+    let on_link = OnLink::read(config, host)?;
     let device = device(config, host)?;
     let index = device.as_ref().map_or(0, |link| link.index);
     let (map, own_node) = (&loaded.map, &own);
@@ -83,14 +83,15 @@ pub(crate) fn survey(config: &Config, host: &mut Rtnetlink) -> Result<Survey, Er
     wanted.place(index);
     let observed = Observed::read(device.as_ref(), config.protocol, host)?;
     wanted.held.spread(&observed);
+    let tables = firewall::tables(config, map, own_node, &underlay, &wanted.held);
     let gaps = Gaps::of(&difference(&wanted, &observed, index));
     let foreign = foreign_routes(config.protocol, host)?;
     Ok(Survey {
         peers: peers(inputs, &wanted, &gaps, &foreign),
-        tables: firewall::present(&firewall::tables(config, map, own_node, &wanted.held))?,
+        tables: firewall::present(&tables)?,
         underlay: (underlay.name, underlay.mtu),
         pod_mtu: wanted.pod_mtu,
-        notes: wanted.notes,
+        notes: [wanted.notes, wanted.shadowed].concat(),
         loaded,
         own,
         by,

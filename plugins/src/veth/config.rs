@@ -13,6 +13,9 @@ pub(super) const MIN_MTU_IPV6: u32 = 1280;
 /// Largest MTU of a veth (`drivers/net/veth.c`, ETH_MAX_MTU).
 const MAX_MTU: u32 = 65535;
 
+/// Every key of the plugin.
+pub(crate) const KEYS: [&str; 5] = ["ipam", "mtu", "spoofCheck", "defaultRoute", "dns"];
+
 /// The plugin's configuration.
 #[derive(Clone, Debug)]
 pub(super) struct Config {

@@ -11,6 +11,7 @@ pub(crate) mod spoof_check;
 use cni::{AddResult, Attachment, AttachmentKey, Error, Network, Plugin};
 
 use crate::ipam::Ipam;
+pub(crate) use config::KEYS;
 pub(crate) use plan::POD_ROUTE_PROTOCOL;
 
 /// The plugin.

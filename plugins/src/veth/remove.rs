@@ -17,8 +17,11 @@ use crate::trace::phase;
 /// Removes the attachment, as far as it is there.
 pub(super) fn del(attachment: &Attachment, network: &Network) -> Result<(), Error> {
     phase("parse");
-    // An IPAM plugin that is missing is no reason to leave the link.
+    // An IPAM plugin that is missing is no reason to leave the link, and the address waits
+    // for it. Where the configuration names none any more, which callers take from its
+    // current file, no DEL could ever succeed, and the container would never go.
     let ipam = Ipam::of(network);
+    let is_named = network.ipam_type().map_or(true, |name| name.is_some());
     let id = Id::of(&network.name, &attachment.key);
     let _lock = id.lock()?;
     phase("preparation");
@@ -30,6 +33,13 @@ pub(super) fn del(attachment: &Attachment, network: &Network) -> Result<(), Erro
         ipam => {
             remove_link(id)?;
             phase("link");
+            if !is_named {
+                log::warn!(
+                    "the configuration names no IPAM plugin: whatever address the container had \
+                     is left to the GC of the plugin that gave it"
+                );
+                return Ok(());
+            }
             let released = ipam?.del(attachment, network);
             phase("ipam");
             released
@@ -59,7 +69,6 @@ fn is_given_up(link: &Link, host: &mut Rtnetlink) -> Result<bool, Error> {
 /// Removes the pairs of this network that belong to no attachment in `valid`. One
 /// that is being made right now is left alone, whatever the caller knows.
 pub(super) fn gc(valid: &[AttachmentKey], network: &Network) -> Result<(), Error> {
-    let ipam = Ipam::of(network)?;
     let mut host = Rtnetlink::open().map_err(refused)?;
     let valid_keys: BTreeSet<_> = valid.iter().collect();
     let mut stale = Vec::new();
@@ -77,7 +86,8 @@ pub(super) fn gc(valid: &[AttachmentKey], network: &Network) -> Result<(), Error
         }
     }
     let failed = remove_links(&stale, &links, &mut host)?;
-    let released = ipam.gc(valid, network);
+    // An IPAM plugin that is missing is no reason to leave the links.
+    let released = Ipam::of(network).and_then(|ipam| ipam.gc(valid, network));
     if failed.is_empty() { released } else { Err(Error::new(Code::Kernel, failed.join("; "))) }
 }
 

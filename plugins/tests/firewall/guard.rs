@@ -59,6 +59,8 @@ fn guard(number: u8, guard: bool, no_track: bool) {
     let guard = PeerGuard {
         protocol: 87,
         tunnel_ends: &ends,
+        other_addresses: &[],
+        local: Some(address(&format!("192.168.{number}.1"))),
         port: PORT,
         vni: VNI.into(),
         device: "weft.1",

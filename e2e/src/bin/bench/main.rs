@@ -52,7 +52,8 @@ options:
   --rounds N         rounds of `datapath` and `variants` (default 5)
   --reference DIR    where the reference plugins are (default /usr/lib/cni)
   --svg FILE         where to plot the run (default target/bench/performance.svg)
-  --write FILE       rewrite what was run in FILE (docs/performance.md), the plot beside
+  --write FILE       rewrite what was run in FILE (docs/performance.md; for leases alone
+                     docs/host-local.md), the plot beside
                      it: those of chains (adds to parallel, libc) together, each other
                      part by itself
 

@@ -1,0 +1,82 @@
+//! Scripts, workflows and manifests, as the tools made for them judge.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use anyhow::{Result, ensure};
+
+use crate::stage::repository;
+
+/// `hack/lint.sh` could not get a tool.
+const UNAVAILABLE: i32 = 77;
+
+fn lint(words: &[&str]) -> Result<Output> {
+    let mut command = Command::new(repository("hack/lint.sh"));
+    Ok(command.args(words).output()?)
+}
+
+fn said(output: &Output) -> String {
+    let (out, err) = (&output.stdout, &output.stderr);
+    format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
+}
+
+/// Whether a check could be made; says loudly where not.
+fn was_made(output: &Output) -> bool {
+    let made = output.status.code() != Some(UNAVAILABLE);
+    if !made {
+        println!("{}", said(output));
+    }
+    made
+}
+
+/// `content` with one thing changed, in a file of its own.
+fn spoilt(name: &str, path: &str, from: &str, to: &str) -> Result<PathBuf> {
+    let good = std::fs::read_to_string(repository(path))?;
+    ensure!(good.contains(from), "{path} has no {from:?}");
+    let file = std::env::temp_dir().join(format!("weft-{}-{name}", std::process::id()));
+    std::fs::write(&file, good.replace(from, to))?;
+    Ok(file)
+}
+
+fn is_refused(kind: &str, name: &str, change: (&str, &str, &str)) -> Result<()> {
+    let (path, from, to) = change;
+    let file = spoilt(name, path, from, to)?;
+    let output = lint(&[kind, &file.display().to_string()]);
+    std::fs::remove_file(&file)?;
+    let output = output?;
+    ensure!(!output.status.success(), "{to:?} passes: {}", said(&output));
+    Ok(())
+}
+
+#[test]
+fn shellcheck_finds_nothing() -> Result<()> {
+    let output = lint(&["shell"])?;
+    ensure!(output.status.success() || !was_made(&output), "{}", said(&output));
+    Ok(())
+}
+
+#[test]
+fn actionlint_finds_nothing() -> Result<()> {
+    let output = lint(&["workflows"])?;
+    if !was_made(&output) {
+        return Ok(());
+    }
+    ensure!(output.status.success(), "{}", said(&output));
+    let change = (".github/workflows/ci.yml", "matrix.install }}", "matrix.nothing }}");
+    is_refused("workflows", "workflow.yml", change)
+}
+
+#[test]
+fn the_manifests_are_what_kubernetes_takes() -> Result<()> {
+    let output = lint(&["manifests"])?;
+    if !was_made(&output) {
+        ensure!(std::env::var_os("CI").is_none(), "CI has to check the manifests");
+        return Ok(());
+    }
+    ensure!(output.status.success(), "{}", said(&output));
+    for kind in ["daemonset/weft", "cronjob/weft-node-map", "role/weft-node-map"] {
+        ensure!(said(&output).contains(kind), "{kind} was not looked at: {}", said(&output));
+    }
+    let change = ("conf/kubernetes/weft.yaml", "initContainers:", "initContainer:");
+    is_refused("manifests", "manifest.yaml", change)
+}
