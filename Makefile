@@ -36,8 +36,8 @@ soak:
 	hack/lint.sh tools
 	WEFT_SOAK=1 hack/cargo.sh test --workspace
 
-# What a pod costs, beside the reference plugins. BENCH="--full --write docs/performance.md"
-# makes the run that the documentation holds; BENCH=help lists parts and options.
+# What a pod costs, beside the reference plugins. docs/performance.md says which runs it
+# holds; BENCH=help lists parts and options.
 bench:
 	hack/need.sh iproute2 iptables containernetworking-plugins iperf3 ethtool
 	hack/cargo.sh run --quiet --release --package e2e --bin bench -- $(BENCH)

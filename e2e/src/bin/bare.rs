@@ -20,7 +20,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 use ipnetwork::IpNetwork;
 use kernel::address::Address;
-use kernel::link::{LinkChange, VethPair, delete_by_name};
+use kernel::link::{LinkChange, VethPair, delete_by_name, question};
 use kernel::neighbour::{Neighbour, State};
 use kernel::netlink::Message;
 use kernel::netns::Netns;
@@ -91,8 +91,9 @@ fn add() -> Result<()> {
     if has_ipv6 {
         sysctl::set(&format!("net/ipv6/conf/{host_name}/disable_ipv6"), "0")?;
     }
-    let up = LinkChange { up: Some(true), alias: Some(&host_name), ..LinkChange::default() };
-    let mut messages = vec![up.message(index)];
+    let named = LinkChange { alias: Some(&host_name), ..LinkChange::default() };
+    let up = LinkChange { up: Some(true), ..LinkChange::default() };
+    let mut messages = vec![named.message(index), question(index), up.message(index)];
     messages.extend(addresses.iter().flat_map(|ip| on_host(index, *ip)));
     batch(&mut host, messages)
 }

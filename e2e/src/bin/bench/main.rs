@@ -297,6 +297,13 @@ fn build(options: &Options) -> Result<Executables> {
     };
     let install = |dir: &str, libc: &str| -> Result<PathBuf> {
         let dir = root.join("target/bench").join(dir);
+        // Nothing that an earlier state left there is measured, or in the way.
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| dir.display().to_string());
+            }
+            _ => {}
+        }
         script(&["hack/install.sh", &dir.to_string_lossy()], libc)?;
         Ok(dir)
     };

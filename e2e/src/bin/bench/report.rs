@@ -32,6 +32,9 @@ impl Target {
 
 /// The figures that the project holds itself to, and whether they hold.
 pub(crate) fn held_to(targets: &[Target]) -> String {
+    if targets.is_empty() {
+        return String::new();
+    }
     let mut text = String::from("\n**Held to**\n\n| | measured | limit | |\n|---|--:|--:|---|\n");
     for Target { what, value, limit } in targets {
         let (holds, limit) = match limit {
