@@ -53,8 +53,8 @@ const COMMANDS: [(Section, &str); 11] = [
 /// Asked for a link by name, and not in a list, the kernel takes note of its carrier at once
 /// instead of within a second (`linkwatch_sync_dev`): whether it runs, its link-local
 /// address and the routes that come with that are then as they stay.
-const SETTLE: &str = "ip -o link show | sed 's/^[0-9]*: \\([^:@]*\\).*/\\1/' | while read -r link
-do ip link show dev \"$link\" >/dev/null 2>&1 || true; done
+const SETTLE: &str = "sed -n 's/^ *\\([^:]*\\):.*/\\1/p' /proc/net/dev | while read -r link
+do ip -j link show dev \"$link\" >/dev/null 2>&1 || true; done
 ";
 
 const SYSCTLS: &str =

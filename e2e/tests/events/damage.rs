@@ -62,7 +62,10 @@ const ENTRIES: &[&Event] = &[
         "ip -4 neigh flush dev weft.1 nud permanent; ip -6 neigh flush dev weft.1 nud permanent"
     ),
     damage!("own range's route gone", "ip route del unreachable 10.0.3.0/24 metric 8"),
-    damage!("own IPv6 range's route gone", "ip -6 route del unreachable fd10:0:0:3::/64 metric 8"),
+    damage!(
+        "own IPv6 range's route gone",
+        "ip -6 route del unreachable fd10:0:0:3::/64 metric 512"
+    ),
     damage!("nft ruleset flushed", "nft flush ruleset"),
     damage!("an nft table deleted", "nft delete table inet weft_87_tunnel"),
     one_of_many!("one peer's route gone", "ip route del 10.0.4.0/24"),
@@ -93,7 +96,6 @@ const ENTRIES: &[&Event] = &[
                  echo 0 >/proc/sys/net/ipv6/conf/all/forwarding",
             )
         },
-        drifts: false,
         ..DAMAGE
     },
     one_of_many!(

@@ -166,7 +166,8 @@ fn a_shared_link_that_the_host_s_routes_deny_is_reported() -> Result<()> {
              gateway {gateway} is in the way"
         );
         let synced = cluster.weft(node, &["sync"])?;
-        assert_eq!(synced.status.code(), Some(1), "{synced}");
+        // Nothing to retry: it stands until the operator corrects something.
+        assert_eq!(synced.status.code(), Some(0), "{synced}");
         let planned = cluster.weft(node, &["plan"])?;
         assert_eq!(planned.status.code(), Some(0), "{planned}");
         for said in [synced.stderr, planned.stderr, cluster.weft(node, &["status"])?.ok()?] {
