@@ -158,6 +158,12 @@ fn another_programs_route_is_in_the_way() -> Result<()> {
     Scene::tunnel()?.play(IN_THE_WAY)
 }
 
+/// Gives the underlay another MTU, and the rest of the node what follows from it.
+fn settle_at_mtu(scene: &mut Scene, mtu: u32) -> Result<()> {
+    scene.damage(&format!("ip link set eth0 mtu {mtu}"))?;
+    scene.stage.trigger(HIT, Trigger::Sync)
+}
+
 /// Takes the underlay down and up, and gives it back what it loses by that.
 fn down_and_up(scene: &mut Scene) -> Result<()> {
     scene.damage("ip link set eth0 down")?;
@@ -207,19 +213,13 @@ const TUNNEL_UNDERLAY: &[&Event] = &[
             assert_mtu(scene.hit(), "weft.1", 1350)?;
             assert_mtu(&scene.stage.pods[HIT], "eth0", 1350)
         },
-        undo: |scene| {
-            scene.damage("ip link set eth0 mtu 1500")?;
-            scene.stage.trigger(HIT, Trigger::Sync)
-        },
+        undo: |scene| settle_at_mtu(scene, 1500),
         restores: false,
         ..DAMAGE
     },
     &Event {
         name: "underlay's MTU raised",
-        prepare: |scene| {
-            scene.damage("ip link set eth0 mtu 1400")?;
-            scene.stage.trigger(HIT, Trigger::Sync)
-        },
+        prepare: |scene| settle_at_mtu(scene, 1400),
         happen: |scene| scene.damage("ip link set eth0 mtu 1500"),
         check: |scene| {
             assert_mtu(scene.hit(), "weft.1", 1450)?;
@@ -266,19 +266,13 @@ const NATIVE: &[&Event] = &[
         name: "native: underlay's MTU lowered",
         happen: |scene| scene.damage("ip link set eth0 mtu 1400"),
         check: |scene| assert_mtu(&scene.stage.pods[HIT], "eth0", 1400),
-        undo: |scene| {
-            scene.damage("ip link set eth0 mtu 1500")?;
-            scene.stage.trigger(HIT, Trigger::Sync)
-        },
+        undo: |scene| settle_at_mtu(scene, 1500),
         restores: false,
         ..DAMAGE
     },
     &Event {
         name: "native: underlay's MTU raised",
-        prepare: |scene| {
-            scene.damage("ip link set eth0 mtu 1400")?;
-            scene.stage.trigger(HIT, Trigger::Sync)
-        },
+        prepare: |scene| settle_at_mtu(scene, 1400),
         happen: |scene| scene.damage("ip link set eth0 mtu 1500"),
         check: |scene| assert_mtu(&scene.stage.pods[HIT], "eth0", 1500),
         restores: false,
