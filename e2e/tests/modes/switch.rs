@@ -1,6 +1,6 @@
 //! A cluster's mode is changed under running pods.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -13,7 +13,7 @@ use e2e::{
 use serde_json::{Value, json};
 
 use crate::look::{DEADLINE, echoes, frames, host_ends, mtu, set_elements};
-use crate::wire::{connect, listen};
+use crate::wire::{connect, listen, read};
 use crate::{assert_ping, conflist, pod_network};
 
 /// The longest that a connection may stand still.
@@ -85,7 +85,7 @@ impl Stream {
         let mut buffer = vec![0; 1 << 16];
         let mut last = Instant::now();
         loop {
-            let count = far.read(&mut buffer).context("the receiver")?;
+            let count = read(&mut far, &mut buffer).context("the receiver")?;
             if count == 0 {
                 return Ok(received);
             }
@@ -109,7 +109,8 @@ impl Stream {
             drop(stopping);
             let sent = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let received = receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            let (done, sent, received) = (done?, sent?, received?);
+            // The receiver first: where it fails, the sender does so too.
+            let (done, received, sent) = (done?, received?, sent?);
             let stall = received.longest_stall;
             eprintln!("{what}: {sent} bytes, the longest stall {stall:?}");
             ensure!(received.bytes == sent && sent > 0, "{} of {sent} bytes", received.bytes);
@@ -189,8 +190,9 @@ fn assert_only_mtu(before: &Snapshot, after: &Snapshot, (old, new): (u64, u64)) 
     }
     let without = |sign: char, mtu: u64| -> Vec<String> {
         let lines = diff.lines().filter(|line| line.starts_with(sign));
-        let mut lines: Vec<String> =
-            lines.map(|line| line[1..].replace(&mtu.to_string(), "MTU")).collect();
+        let plain =
+            |line: &str| with_mtu(mtu).iter().fold(line.to_owned(), |l, m| l.replace(m, "MTU"));
+        let mut lines: Vec<String> = lines.map(|line| plain(&line[1..])).collect();
         lines.sort_unstable();
         lines
     };
@@ -319,10 +321,10 @@ impl Talk {
             _ => Err(error),
         };
         while Instant::now() < end {
-            if self.far.read(&mut [0]).or_else(nothing_yet)? == 1 {
+            if read(&mut self.far, &mut [0]).or_else(nothing_yet)? == 1 {
                 self.far.write_all(b"!")?;
             }
-            if self.near.read(&mut [0]).or_else(nothing_yet)? == 1 {
+            if read(&mut self.near, &mut [0]).or_else(nothing_yet)? == 1 {
                 return Ok(true);
             }
         }

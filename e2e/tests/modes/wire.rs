@@ -1,7 +1,7 @@
 //! Packets made by hand, and sockets in a place's network.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread;
@@ -156,6 +156,17 @@ pub(crate) fn listen(place: &Place, at: SocketAddr) -> Result<TcpListener> {
     let patience = TimeVal::new(DEADLINE.as_secs() as i64, 0);
     setsockopt(&listener, ReceiveTimeout, &patience)?;
     Ok(listener)
+}
+
+/// Reads what is there. With a time limit set a read is not taken up again after the
+/// process was stopped and continued, whoever did that (signal(7)).
+pub(crate) fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
 }
 
 /// A TCP connection from a place.

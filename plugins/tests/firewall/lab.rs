@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::process::Command;
 use std::thread;
@@ -127,11 +128,22 @@ pub(crate) fn talk(
     client.connect(dial).unwrap();
     client.send(b"question").unwrap();
     let mut buffer = [0; 16];
-    let (_, seen) = server.recv_from(&mut buffer).expect("the question arrives");
+    let (_, seen) = receive(&server, &mut buffer).expect("the question arrives");
     server.send_to(b"answer", seen).unwrap();
-    let length = client.recv(&mut buffer).expect("the answer arrives");
+    let (length, _) = receive(&client, &mut buffer).expect("the answer arrives");
     assert_eq!(&buffer[..length], b"answer");
     seen
+}
+
+/// A datagram. With a time limit set the call is not taken up again after the process
+/// was stopped and continued, whoever did that (signal(7)).
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+    loop {
+        match socket.recv_from(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
 }
 
 /// Runs `work` in the network namespace `name`.
