@@ -124,6 +124,7 @@ fn peer_guard(
         tunnel_ends: &tunnel_ends,
         other_addresses: &other_addresses,
         local: own.tunnel_end(family).filter(|ip| *ip == underlay.local),
+        underlay: &underlay.name,
         port,
         vni: config.vni,
         device: &config.device,

@@ -18,6 +18,8 @@ pub(crate) struct PeerGuard<'a> {
     pub(crate) other_addresses: &'a [IpAddr],
     /// The address that all peers send to, where it is on this host: not behind NAT.
     pub(crate) local: Option<IpAddr>,
+    /// Name of the link under the tunnel.
+    pub(crate) underlay: &'a str,
     /// UDP port of the tunnel.
     pub(crate) port: u16,
     /// VNI of the tunnel; another program's at the same port is left alone.
@@ -103,6 +105,7 @@ impl PeerGuard<'_> {
 
     fn just_received(&self, addresses: &Addresses) -> Vec<Rule> {
         let mut rules = vec![self.not_ours()];
+        rules.extend(self.peers_packets(addresses));
         rules.extend(self.pod_to_node(addresses));
         // Broadcast and multicast reach the tunnel's socket as well as unicast
         // to a local address does.
@@ -113,6 +116,7 @@ impl PeerGuard<'_> {
 
     fn for_this_host(&self, addresses: &Addresses) -> Vec<Rule> {
         let mut rules = vec![self.not_ours()];
+        rules.extend(self.peers_packets(addresses));
         let from_pods = self.pods_packets();
         rules.extend(from_pods.map(|rule| rule.count().drop().comment("from a pod to this host")));
         // A pod's packet to another address of ours can look like its node's by now.
@@ -124,6 +128,18 @@ impl PeerGuard<'_> {
         rules.extend(ends.map(|set| self.tracking(Rule::new().source_in(set)).accept()));
         rules.push(Rule::new().count().drop().comment("from no tunnel end"));
         rules
+    }
+
+    /// What nearly all packets are, so that they pass no other rule: by the underlay, hence
+    /// from no pod, from a peer to our tunnel end.
+    fn peers_packets(&self, addresses: &Addresses) -> impl Iterator<Item = Rule> {
+        let ends = addresses.ends.iter();
+        let pairs = ends.flat_map(|ends| addresses.own.iter().map(move |own| (ends, own)));
+        let same = pairs.filter(|(ends, own)| ends.version() == own.version());
+        same.map(|(ends, own)| {
+            let rule = Rule::new().from_link(self.underlay).source_in(ends).destination_in(own);
+            self.tracking(rule).accept()
+        })
     }
 
     /// What this host forwards may leave with its own address, masqueraded, and

@@ -61,6 +61,7 @@ fn guard(number: u8, guard: bool, no_track: bool) {
         tunnel_ends: &ends,
         other_addresses: &[],
         local: Some(address(&format!("192.168.{number}.1"))),
+        underlay: "eth0",
         port: PORT,
         vni: VNI.into(),
         device: "weft.1",
