@@ -84,8 +84,12 @@ impl Rule {
     /// fragment too short to tell does not match.
     pub fn other_vni(self, vni: u32) -> Self {
         const VNI_OFFSET: u32 = 8 + 4;
-        let [_, value @ ..] = vni.to_be_bytes();
-        self.load(payload::TRANSPORT_HEADER, VNI_OFFSET, 3).compare(false, &value)
+        // Four bytes of a packet are loaded without a call (`nft_payload_fast_eval`); the
+        // fourth is reserved.
+        let value = (vni << 8).to_be_bytes();
+        let field = (!0_u32 << 8).to_be_bytes();
+        let loaded = self.load(payload::TRANSPORT_HEADER, VNI_OFFSET, 4);
+        loaded.with(Expression::Mask(field.to_vec())).compare(false, &value)
     }
 
     /// Source address in `set`.

@@ -96,7 +96,7 @@ const SAMPLE: &str = r#"table inet weft_test {
 	}
 
 	chain received {
-		@th,96,24 != 0x1 return
+		@th,96,32 & 0xffffff00 != 0x100 return
 		fib daddr type unicast return
 		ip saddr @ends notrack accept
 		ip6 saddr != @none counter packets 0 bytes 0 drop

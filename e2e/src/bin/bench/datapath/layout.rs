@@ -37,9 +37,11 @@ pub(super) enum Mode {
 pub(super) enum Change {
     NoSpoofCheck,
     NoMasquerade,
+    NoRules,
     NoPeerGuard,
     Tracked,
     Gro,
+    Steered,
     LongSegments,
     NoChecksumOffload,
     FewSourcePorts,
@@ -164,9 +166,11 @@ impl Change {
         match self {
             Self::NoSpoofCheck => "`spoofCheck` false",
             Self::NoMasquerade => "`ipMasq` false",
+            Self::NoRules => "`ipMasq` and `spoofCheck` false",
             Self::NoPeerGuard => "`peerGuard` false",
             Self::Tracked => "`noTrack` false",
             Self::Gro => "GRO on for every veth",
+            Self::Steered => "pods' packets to any core (RPS)",
             Self::LongSegments => "GSO and GRO to 192 KiB",
             Self::NoChecksumOffload => "no checksum offload on the device",
             Self::FewSourcePorts => "8 source ports",
@@ -178,10 +182,13 @@ impl Change {
         match self {
             Self::NoSpoofCheck => (json!({}), json!({ "spoofCheck": false })),
             Self::NoMasquerade => (json!({ "ipMasq": false }), json!({})),
+            Self::NoRules => (json!({ "ipMasq": false }), json!({ "spoofCheck": false })),
             Self::NoPeerGuard => (json!({ "peerGuard": false }), json!({})),
             Self::Tracked => (json!({ "noTrack": false }), json!({})),
             Self::FewSourcePorts => (json!({ "tunnelSourcePortRange": "50000-50007" }), json!({})),
-            Self::Gro | Self::LongSegments | Self::NoChecksumOffload => (json!({}), json!({})),
+            Self::Gro | Self::Steered | Self::LongSegments | Self::NoChecksumOffload => {
+                (json!({}), json!({}))
+            }
         }
     }
 
@@ -191,6 +198,12 @@ impl Change {
             Self::Gro => {
                 "for device in $(ip -o link show type veth | sed -n 's/^[0-9]*: \\([^:@]*\\).*/\\1/p'); do
                      ethtool -K $device gro on
+                 done"
+            }
+            // networking/scaling.rst of the kernel, of links in the group of host ends.
+            Self::Steered => {
+                "for device in $(ip -o link show type veth | sed -n 's/^[0-9]*: \\(veth[^:@]*\\).*/\\1/p'); do
+                     echo 3 >/sys/class/net/$device/queues/rx-0/rps_cpus
                  done"
             }
             Self::LongSegments => "$THIS peer segments 196608",

@@ -21,13 +21,17 @@ const LAYOUTS: [Layout; 5] =
     [Layout::Hosts, Layout::Routed, Layout::Native, Layout::Tunnel, Layout::Flannel];
 
 /// What `variants` compares: native and tunnel with one thing changed at a time.
-const VARIANTS: [Layout; 13] = [
+const VARIANTS: [Layout; 17] = [
+    Layout::Routed,
     Layout::Native,
     Layout::With(Mode::Native, Change::NoSpoofCheck),
     Layout::With(Mode::Native, Change::NoMasquerade),
+    Layout::With(Mode::Native, Change::NoRules),
+    Layout::With(Mode::Native, Change::Steered),
     Layout::With(Mode::Native, Change::Gro),
     Layout::With(Mode::Native, Change::LongSegments),
     Layout::Tunnel,
+    Layout::With(Mode::Tunnel, Change::Steered),
     Layout::With(Mode::Tunnel, Change::NoSpoofCheck),
     Layout::With(Mode::Tunnel, Change::NoMasquerade),
     Layout::With(Mode::Tunnel, Change::NoPeerGuard),
