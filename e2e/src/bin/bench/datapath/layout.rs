@@ -200,11 +200,13 @@ impl Change {
                      ethtool -K $device gro on
                  done"
             }
-            // networking/scaling.rst of the kernel, of links in the group of host ends.
+            // networking/scaling.rst of the kernel. /sys shows the namespace of who mounted it.
             Self::Steered => {
-                "for device in $(ip -o link show type veth | sed -n 's/^[0-9]*: \\(veth[^:@]*\\).*/\\1/p'); do
-                     echo 3 >/sys/class/net/$device/queues/rx-0/rps_cpus
-                 done"
+                "unshare --mount sh -ec '
+                     mount -t sysfs sysfs /sys
+                     for queue in /sys/class/net/veth*/queues/rx-*; do
+                         [ ! -e $queue ] || echo 3 >$queue/rps_cpus
+                     done'"
             }
             Self::LongSegments => "$THIS peer segments 196608",
             Self::NoChecksumOffload => {
