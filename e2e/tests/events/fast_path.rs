@@ -28,7 +28,7 @@ pub(crate) fn traced(stage: &Stage, index: usize, calls: &str) -> Result<String>
     let bin = stage.bin.display();
     for plugin in ["veth", "routing"] {
         let script = format!(
-            "#!/bin/sh\nexec strace -f -qq -e trace={calls} -o /run/traced/{plugin}.$CNI_COMMAND {bin}/{plugin}\n"
+            "#!/bin/sh\nexec strace -f -qq -e signal=none -e trace={calls} -o /run/traced/{plugin}.$CNI_COMMAND {bin}/{plugin}\n"
         );
         node.write_file(&format!("/run/traced/{plugin}"), script)?;
         node.sh(&format!("chmod +x /run/traced/{plugin}"))?;

@@ -60,6 +60,12 @@ impl Load {
         }
     }
 
+    /// How often it runs in a round: the rate of TCP differs by a fifth and more from one run
+    /// to the next, that of the others by a few hundredths.
+    pub(super) fn runs_a_round(self) -> usize {
+        if self.is_throughput() { 3 } else { 1 }
+    }
+
     /// Whether more of it is bytes.
     pub(super) fn is_throughput(self) -> bool {
         matches!(self, Self::Tcp { .. })

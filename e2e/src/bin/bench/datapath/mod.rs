@@ -60,7 +60,7 @@ pub(crate) fn run(variants: bool, rounds: usize) -> Result<String> {
         eprintln!("datapath: round {} of {rounds}", round + 1);
         for (load, samples) in LOADS.iter().zip(&mut samples) {
             // Who comes first changes from round to round.
-            for turn in 0..stages.len() {
+            for turn in 0..stages.len() * load.runs_a_round() {
                 let at = (round + turn) % stages.len();
                 samples[at].push(load.run(&stages[at])?);
             }
