@@ -46,7 +46,7 @@ pub fn run(plugin: &dyn Plugin) -> ExitCode {
 
 fn introduce(to: &mut impl Write) -> io::Result<()> {
     let program = std::env::args_os().next().unwrap_or_default();
-    let name = Path::new(&program).file_name().unwrap_or_default().display();
+    let name = Path::new(&program).file_name().unwrap_or_default().to_string_lossy();
     writeln!(to, "{name}: a CNI plugin of weft {}", env!("CARGO_PKG_VERSION"))?;
     writeln!(to, "CNI protocol versions supported: {}", Version::list())
 }

@@ -316,10 +316,9 @@ impl Cmd<'_> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let (child, _) = self.place.start(command).with_context(|| self.whole())?;
         let mut running = Running { child, place: self.place.clone(), what: self.whole() };
-        if !self.stdin.is_empty()
-            && let Some(mut pipe) = running.child.stdin.take()
-        {
-            thread::spawn(move || pipe.write_all(&self.stdin));
+        if !self.stdin.is_empty() {
+            let pipe = running.child.stdin.take();
+            thread::spawn(move || pipe.map(|mut pipe| pipe.write_all(&self.stdin)));
         }
         Ok(running)
     }
@@ -422,7 +421,7 @@ impl Running {
     }
 
     fn group(&self) -> Pid {
-        Pid::from_raw(self.child.id().cast_signed())
+        Pid::from_raw(self.child.id() as i32)
     }
 }
 

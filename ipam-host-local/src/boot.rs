@@ -50,7 +50,7 @@ impl Boot {
         // 29 bits of the id and one of kind: every filesystem with signed 32-bit seconds
         // can hold the mark. Two boots share a mark once in 5·10⁸.
         let base = (hash(id.as_bytes()) >> 35) << 1;
-        let mark = |kind: u64| -2 - (base | kind).cast_signed();
+        let mark = |kind: u64| -2 - (base | kind) as i64;
         Self { id: id.to_owned(), written: mark(0), seen: mark(1) }
     }
 

@@ -59,6 +59,6 @@ mod resolv;
 mod store;
 
 pub use config::OwnRanges;
-pub use lock::{Wait, lock};
+pub use lock::{Lock, Wait, lock};
 pub use plugin::{Host, HostLocal, InterfaceLives, Lease, Sight, Usage};
 pub use range::{Range, RangeSet};

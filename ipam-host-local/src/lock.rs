@@ -1,13 +1,18 @@
-//! Waiting for a lock no longer than told. That of a lease directory is flock(2) on its
-//! file `lock`, which the reference plugin takes too.
+//! File locks (flock(2)) with a limit on the wait. The lock of a lease directory is the file
+//! `lock` in it, as for the reference plugin.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use cni::{Code, Error};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+/// A file that is locked until this is dropped.
+pub type Lock = Flock<File>;
 
 /// How long to wait for a lock that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,41 +23,39 @@ pub enum Wait {
     AtMost(Duration),
 }
 
-/// Locks `file`; the lock goes with the file returned. `None` if it is held and
-/// `wait` is [`Wait::No`]. Fails with 11 when the time is over; `path` is for the message.
+/// Locks `file`. Returns `None` if another process has the lock and `wait` is
+/// [`Wait::No`]. Fails with code 11 when the time is over; `path` is for the message.
 ///
-/// flock(2) can be waited for without end or not at all. A second thread waits in
-/// it while this one waits for that thread or the end of the time, whichever is
-/// first: no polling, so the lock is had the moment it is free, and waiters keep
-/// the kernel's order. A thread that comes too late drops the file and with it the lock.
-pub fn lock(file: File, path: &str, wait: Wait) -> Result<Option<File>, Error> {
-    match file.try_lock() {
-        Ok(()) => return Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => {}
-        Err(TryLockError::Error(error)) => return Err(cannot_lock(path, &error)),
-    }
+/// flock(2) has no time limit, so a second thread waits in it, and this one waits for
+/// that thread or the end of the time. Without polling, the lock is taken the moment it is
+/// free, and waiters keep the kernel's order. A thread that gets the lock too late drops it.
+pub fn lock(file: File, path: &str, wait: Wait) -> Result<Option<Lock>, Error> {
+    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => return Ok(Some(lock)),
+        Err((file, Errno::EWOULDBLOCK)) => file,
+        Err((_, error)) => return Err(cannot_lock(path, &error.into())),
+    };
     let Wait::AtMost(time) = wait else { return Ok(None) };
     let inode = file.metadata().map(|meta| meta.ino()).ok();
     let (send, receive) = mpsc::channel();
     let waiter = move || {
-        let outcome = lock_uninterrupted(&file).map(|()| file);
-        // Where nobody listens any more, the file and the lock go.
-        let _ = send.send(outcome);
+        // Without a receiver the lock is dropped, and so released.
+        let _ = send.send(lock_uninterrupted(file));
     };
     let started = std::thread::Builder::new().spawn(waiter);
     started.map_err(|error| cannot_lock(path, &error))?;
     match receive.recv_timeout(time) {
-        Ok(Ok(file)) => Ok(Some(file)),
+        Ok(Ok(lock)) => Ok(Some(lock)),
         Ok(Err(error)) => Err(cannot_lock(path, &error)),
         Err(_) => Err(held(path, time, inode.and_then(holder))),
     }
 }
 
-fn lock_uninterrupted(file: &File) -> io::Result<()> {
+fn lock_uninterrupted(mut file: File) -> io::Result<Lock> {
     loop {
-        match file.lock() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            outcome => return outcome,
+        match Flock::lock(file, FlockArg::LockExclusive) {
+            Err((again, Errno::EINTR)) => file = again,
+            outcome => return outcome.map_err(|(_, error)| error.into()),
         }
     }
 }

@@ -379,7 +379,7 @@ fn first_clear(bitmap: &[u8; PAGE], from: u128, last: u128, gateway: u128) -> Op
     let mut at = from;
     while at <= last {
         let bit = bit(at);
-        if bit.is_multiple_of(8) && bitmap.get(bit / 8) == Some(&0xff) {
+        if bit % 8 == 0 && bitmap.get(bit / 8) == Some(&0xff) {
             at = at.checked_add(8)?;
             continue;
         }

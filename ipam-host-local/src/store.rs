@@ -22,7 +22,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use crate::boot::{Boot, Mark};
-use crate::lock::{Wait, lock};
+use crate::lock::{Lock, Wait, lock};
 use crate::notes::{Noted, Notes, Origin, hash};
 use crate::range::{Range, RangeSet, canonical};
 
@@ -124,7 +124,7 @@ pub(crate) struct Store {
     intact: bool,
     /// The directory lacks the seal.
     changed: bool,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Store {
@@ -541,7 +541,7 @@ fn is_sealed(dir: &OwnedFd, notes: &Notes) -> bool {
 fn new_seal() -> i64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     let random = RandomState::new().build_hasher().finish();
-    -2 - (random >> 34).cast_signed()
+    -2 - (random >> 34) as i64
 }
 
 /// The address that a file name stands for, in the one spelling that Go writes.

@@ -288,12 +288,11 @@ pub(crate) fn pod_mtu(
     source: &Source,
     host: &mut Rtnetlink,
 ) -> Result<Option<u32>, Error> {
-    if let Some(Stamped { stamp, .. }) = stamped
-        && let Some(index) = stamp.underlay()
-        && let Some(link) = host.interface(index).map_err(refused)?
-    {
-        let derived = stamp.pod_mtu().filter(|_| stamp.is_underlay(index, &link));
-        return Ok(Some(derived.unwrap_or(link.mtu)));
+    if let Some((stamp, index)) = stamped.and_then(|s| Some((&s.stamp, s.stamp.underlay()?))) {
+        if let Some(link) = host.interface(index).map_err(refused)? {
+            let derived = stamp.pod_mtu().filter(|_| stamp.is_underlay(index, &link));
+            return Ok(Some(derived.unwrap_or(link.mtu)));
+        }
     }
     let Ok(loaded) = source.load() else { return Ok(None) };
     let Ok(own) = own(&loaded.map, source, None, host) else { return Ok(None) };

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use cni::{Code, Error};
-use ipam_host_local::Wait;
+use ipam_host_local::{Lock, Wait};
 
 const DIRECTORY: &str = "/run/weft";
 
@@ -34,12 +34,12 @@ pub(crate) fn open_lock(name: &Path) -> Result<File, Error> {
     file.map_err(|e| Error::new(Code::Io, format!("cannot open {}: {e}", path.display())))
 }
 
-/// Takes the lock `name`; held until the file is dropped. `None` if somebody has it and
-/// `wait` is [`Wait::No`].
+/// Takes the lock `name`. Returns `None` if another process has it and `wait` is
+/// [`Wait::No`].
 ///
 /// # Errors
 /// Code 11: it was not to be had in the time given.
-pub(crate) fn lock(name: &str, wait: Wait) -> Result<Option<File>, Error> {
+pub(crate) fn lock(name: &str, wait: Wait) -> Result<Option<Lock>, Error> {
     loop {
         let file = open_lock(Path::new(name))?;
         let path = path(name).display().to_string();

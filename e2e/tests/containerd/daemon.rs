@@ -95,7 +95,7 @@ impl Daemon {
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
-        kill(Pid::from_raw(self.running.id().cast_signed()), signal).context("containerd")
+        kill(Pid::from_raw(self.running.id() as i32), signal).context("containerd")
     }
 
     /// Waits until it answers. It says to nobody when it has read what it had before;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::{NODE_MAP, Node};
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -81,7 +82,7 @@ fn a_lock_that_was_removed_is_not_believed() -> Result<()> {
     let stage = Stage::new(json!({}))?;
     let node = stage.node(HIT);
     let held = File::options().read(true).write(true).open(node.path(LOCK))?;
-    held.lock()?;
+    let held = Flock::lock(held, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
     let inode = held.metadata()?.ino();
     thread::scope(|scope| -> Result<()> {
         let sync = scope.spawn(|| stage.weft(HIT, &["sync"]));
@@ -95,7 +96,7 @@ fn a_lock_that_was_removed_is_not_believed() -> Result<()> {
         };
         wait_until("the sync waits", waits)?;
         node.sh(&format!("rm {LOCK}"))?;
-        held.unlock()?;
+        drop(held);
         sync.join().map_err(|_| anyhow::anyhow!("a thread died"))??.ok()?;
         Ok(())
     })?;

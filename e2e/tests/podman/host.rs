@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use e2e::{Lab, Node, weft_bin_dir};
+use nix::fcntl::{Flock, FlockArg};
 
 /// Shell: directories of the node's own where podman would use the machine's, plugins
 /// where the documents say they are, and an image `busybox`. What podman is told beside
@@ -48,7 +49,7 @@ const CGROUPS: &str = "libpod_parent";
 /// node's. Given back with the control groups removed.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    _lock: File,
+    _lock: Flock<File>,
 }
 
 impl Turn {
@@ -61,7 +62,7 @@ impl Turn {
             return Ok(None);
         }
         let lock = File::open("/usr/bin/podman").context("podman is not installed")?;
-        lock.lock()?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
         Ok(Some(Turn { _lock: lock }))
     }
 }

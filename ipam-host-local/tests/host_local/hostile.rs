@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use cni::Plugin;
 use ipam_host_local::{Host, HostLocal};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
 use crate::util::{Dir, add, add_one, call, config, del, environment, finish, host, network, ours};
@@ -88,7 +89,7 @@ fn a_held_lock_is_code_11() {
     let config = small(&dir);
     add(host(), "a", &config).unwrap();
     let lock = fs::File::open(dir.leases().join("lock")).unwrap();
-    lock.lock().unwrap();
+    let lock = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
     let hasty = || Host { lock_wait: Duration::from_millis(50), ..host() };
     let error = add(hasty(), "b", &config).unwrap_err();
     let pid = std::process::id().to_string();
@@ -98,7 +99,7 @@ fn a_held_lock_is_code_11() {
     );
     HostLocal { host: hasty() }.status(&network(&config)).unwrap();
     // The late waiter must not keep what it gets.
-    lock.unlock().unwrap();
+    drop(lock);
     assert_eq!(add_one(host(), "b", &config).unwrap(), "10.1.2.3");
 }
 

@@ -355,10 +355,10 @@ impl Socket {
                 if header.sequence.wrapping_sub(first) > last.wrapping_sub(first) {
                     continue;
                 }
-                if header.flags & libc::NLM_F_DUMP_INTR as u16 != 0
-                    && let Some(result) = on(Incoming::Interrupted, header.sequence)
-                {
-                    return Ok(result);
+                if header.flags & libc::NLM_F_DUMP_INTR as u16 != 0 {
+                    if let Some(result) = on(Incoming::Interrupted, header.sequence) {
+                        return Ok(result);
+                    }
                 }
                 if let Some(result) = on(incoming, header.sequence) {
                     return Ok(result);

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use cluster::Map;
+use ipam_host_local::Lock;
+use nix::fcntl::{Flock, FlockArg};
 
 use super::conflist;
 
@@ -147,7 +149,7 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 
 /// Opens directories and waits until no other install is at work in one of them; held
 /// until the files are dropped. In the order of inodes, each once: nobody waits in a circle.
-pub(super) fn lock(dirs: &[&Path]) -> Result<Vec<File>> {
+pub(super) fn lock(dirs: &[&Path]) -> Result<Vec<Lock>> {
     let mut open = Vec::new();
     for dir in dirs {
         let about = || format!("cannot open {}", dir.display());
@@ -157,10 +159,10 @@ pub(super) fn lock(dirs: &[&Path]) -> Result<Vec<File>> {
     }
     open.sort_by_key(|(inode, _)| *inode);
     open.dedup_by_key(|(inode, _)| *inode);
-    for (_, file) in &open {
-        file.lock().context("cannot lock a directory")?;
-    }
-    Ok(open.into_iter().map(|(_, file)| file).collect())
+    let locked = open
+        .into_iter()
+        .map(|(_, file)| Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error));
+    locked.collect::<Result<_, _>>().context("cannot lock a directory")
 }
 
 /// Whether this is the content of an executable of weft.

@@ -3,12 +3,11 @@
 
 use std::cell::LazyCell;
 use std::collections::HashSet;
-use std::fs::File;
 use std::time::Duration;
 
 use cluster::{Family, Node};
 use cni::{Code, Error};
-use ipam_host_local::Wait;
+use ipam_host_local::{Lock, Wait};
 use ipnetwork::IpNetwork;
 use kernel::link::Link;
 use kernel::netlink::{Message, Refusal};
@@ -297,7 +296,7 @@ fn find_device(config: &Config, wanted: bool, host: &mut Rtnetlink) -> Result<Op
 ///
 /// # Errors
 /// Code 11: somebody has it, and does not give it back.
-pub(crate) fn lock() -> Result<Option<File>, Error> {
+pub(crate) fn lock() -> Result<Option<Lock>, Error> {
     state_dir::lock(LOCK, PATIENCE)
 }
 

@@ -296,9 +296,8 @@ fn pod_mtu(stamped: Option<&Stamped>, source: &Source, host: &mut Rtnetlink) -> 
         let filter = Filter { family: family as u8, table: TABLE_MAIN, ..Filter::default() };
         let routes = host.routes(filter).map_err(refused)?;
         let dev = routes.iter().filter(|route| is_default(route)).find_map(|route| route.dev);
-        if let Some(dev) = dev
-            && let Some(link) = host.link(dev).map_err(refused)?
-        {
+        let Some(dev) = dev else { continue };
+        if let Some(link) = host.link(dev).map_err(refused)? {
             return Ok(link.mtu);
         }
     }

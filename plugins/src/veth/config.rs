@@ -60,10 +60,10 @@ fn requested_mac(attachment: &Attachment, network: &Network) -> Result<Option<Ma
     if let Some(text) = network.runtime_mac()? {
         return parse_mac("runtimeConfig.mac", text, Code::InvalidConfig).map(Some);
     }
-    if let Some(keys) = network.args_cni()?
-        && let Some(text) = keys.text("mac")?
-    {
-        return parse_mac("args.cni.mac", text, Code::InvalidConfig).map(Some);
+    if let Some(keys) = network.args_cni()? {
+        if let Some(text) = keys.text("mac")? {
+            return parse_mac("args.cni.mac", text, Code::InvalidConfig).map(Some);
+        }
     }
     match attachment.args.get("MAC").filter(|text| !text.is_empty()) {
         Some(text) => parse_mac("CNI_ARGS: MAC", text, Code::InvalidEnvironment).map(Some),

@@ -4,7 +4,8 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, PipeReader, Read, Write};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -12,10 +13,12 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
+use nix::unistd::pipe2;
 use serde_json::{Value, json};
 
 use super::batch;
@@ -224,11 +227,11 @@ fn configuration(plugin: &Value, pod: &Pod, previous: Option<&Value>) -> String 
 }
 
 /// A pipe that holds `text` and ends: no thread has to feed the plugin meanwhile.
-fn filled_pipe(text: &str) -> Result<PipeReader> {
+fn filled_pipe(text: &str) -> Result<OwnedFd> {
     // What a pipe holds (pipe(7)); more would block.
     ensure!(text.len() < 64 << 10, "a configuration of {} bytes", text.len());
-    let (reader, mut writer) = io::pipe()?;
-    writer.write_all(text.as_bytes())?;
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+    File::from(writer).write_all(text.as_bytes())?;
     Ok(reader)
 }
 
