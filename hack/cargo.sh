@@ -1,8 +1,9 @@
 #!/bin/sh
-# cargo as root of its own user namespace where it is started by an ordinary
-# user: what the tests do to the kernel they do in namespaces of their own.
+# Runs cargo. An ordinary user gets root in a user namespace: what the tests do to the
+# kernel, they do in namespaces of their own.
 set -eu
 cd "$(dirname "$0")/.."
+. hack/rust.sh
 if [ "$(id -u)" = 0 ]; then
 	exec cargo "$@"
 fi

@@ -658,14 +658,38 @@ fn ordinary_user() -> Result<()> {
         eprintln!("skipped: {}", String::from_utf8_lossy(&allowed.stderr));
         return Ok(());
     }
-    let output = Command::new("setpriv")
-        .args(nobody)
-        .arg(std::env::current_exe()?)
-        .args(["--skip", "ordinary_user", "--skip", "plugin_executables"])
-        .current_dir("/")
-        .output()?;
+    let tests = std::env::current_exe()?;
+    let mut command = within_reach(&tests)?;
+    command.args(["setpriv"]).args(nobody).arg(&tests);
+    command.args(["--skip", "ordinary_user", "--skip", "plugin_executables"]).current_dir("/");
+    let output = command.output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(!text.contains(" 0 passed"), "{text}");
     Ok(())
+}
+
+/// The command that runs what its arguments say where everyone may reach `path` and its
+/// neighbours: in a clone below a directory of mode 0700, a mount namespace in which that
+/// directory is replaced.
+fn within_reach(path: &Path) -> Result<Command> {
+    const OPEN: &str = r#"
+        blocked=$1 target=$2 aside=$(mktemp -d)
+        shift 2
+        mount -n --bind "$target" "$aside"
+        mount -n -t tmpfs -o mode=755 open "$blocked"
+        mkdir -p "$target"
+        mount -n --move "$aside" "$target"
+        rmdir "$aside"
+        exec "$@""#;
+    let ancestors: Vec<&Path> = path.ancestors().skip(1).collect();
+    let is_blocked = |dir: &&Path| fs::metadata(dir).is_ok_and(|meta| meta.mode() & 1 == 0);
+    let Some(blocked) = ancestors.iter().rev().copied().find(is_blocked) else {
+        return Ok(Command::new("env"));
+    };
+    // target/debug/deps/TEST
+    let target = path.ancestors().nth(3).context("no target directory")?;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-e", "-c", OPEN, "sh"]).arg(blocked).arg(target);
+    Ok(command)
 }
