@@ -30,6 +30,9 @@ make_root() {
 	for certificate in "$certificates"/*.crt; do
 		[ ! -e "$certificate" ] || cp "$certificate" "$directory$certificates"
 	done
+	# Where ca-certificates is installed later, its installation does this.
+	[ ! -x "$directory/usr/sbin/update-ca-certificates" ] ||
+		chroot "$directory" update-ca-certificates >/dev/null 2>&1
 }
 
 # pivot_root instead of chroot: the kernel allows no user namespace to a process in a chroot.

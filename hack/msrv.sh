@@ -23,8 +23,7 @@ else
 		touch "$root.made"
 	fi
 	in_root() {
-		BIND=$PWD hack/debian-root.sh run "$root" sh -e -c "update-ca-certificates >/dev/null 2>&1
-			cd '$PWD'
+		BIND=$PWD hack/debian-root.sh run "$root" sh -e -c "cd '$PWD'
 			export CARGO_HOME='$directory/cargo' CARGO_TARGET_DIR='$CARGO_TARGET_DIR'
 			export CARGO_PROFILE_DEV_DEBUG=$CARGO_PROFILE_DEV_DEBUG
 			$*"

@@ -96,7 +96,7 @@ impl Message {
         let length = self.0.len() as u32;
         self.put_header(0, &length.to_ne_bytes());
         self.put_header(8, &sequence.to_ne_bytes());
-        if ack && let Some(flags) = self.0.get_mut(6) {
+        if let (true, Some(flags)) = (ack, self.0.get_mut(6)) {
             *flags |= libc::NLM_F_ACK as u8;
         }
         &self.0
