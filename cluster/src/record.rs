@@ -470,10 +470,11 @@ impl Record {
         ranges.sort_unstable_by_key(|range| (range.network(), range.prefix()));
         // Sorted so, CIDRs that overlap at all include a pair of neighbours that do.
         for pair in ranges.windows(2) {
-            if let [outer, inner] = pair
-                && outer.contains(inner.network())
-            {
-                self.faults.push(format!("its pod ranges {outer} and {inner} overlap"));
+            match pair {
+                [outer, inner] if outer.contains(inner.network()) => {
+                    self.faults.push(format!("its pod ranges {outer} and {inner} overlap"));
+                }
+                _ => {}
             }
         }
     }

@@ -54,11 +54,12 @@ fn introduce(to: &mut impl Write) -> io::Result<()> {
 fn serve(plugin: &dyn Plugin, stdin: &mut Vec<u8>) -> Result<Option<Value>, Error> {
     let request = Request::parse(&|name| std::env::var_os(name))?;
     let read = io::stdin().lock().read_to_end(stdin);
-    if let Err(error) = read
-        && request.verb != Verb::Version
-    {
-        let msg = format!("cannot read the network configuration from standard input: {error}");
-        return Err(Error::new(Code::Io, msg));
+    match read {
+        Err(error) if request.verb != Verb::Version => {
+            let msg = format!("cannot read the network configuration from standard input: {error}");
+            return Err(Error::new(Code::Io, msg));
+        }
+        _ => {}
     }
     dispatch(plugin, request.with_config(stdin)?)
 }

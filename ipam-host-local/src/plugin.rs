@@ -346,11 +346,10 @@ impl HostLocal<'_> {
             return Ok(address);
         }
         let dead = |held: &Held| held.address == address && self.look().is_dead(held);
-        if let Some(held) = store.read(address)?.filter(dead)
-            && store.release(address, &held.holder)?
-            && store.lease(address, key)?
-        {
-            return Ok(address);
+        if let Some(held) = store.read(address)?.filter(dead) {
+            if store.release(address, &held.holder)? && store.lease(address, key)? {
+                return Ok(address);
+            }
         }
         Err(Error::new(
             Code::TryAgain,

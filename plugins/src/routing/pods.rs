@@ -114,9 +114,7 @@ pub(super) fn adjust_attachment(
     let name = &attachment.key.ifname;
     let Some(link) = namespaces.in_pod(|| set_pod_end(name, mtu))?? else { return Ok(()) };
     let host_end = host_end(&link, &namespaces.pod, host)?;
-    if let Some(host_end) = &host_end
-        && host_end.mtu != mtu
-    {
+    if let Some(host_end) = host_end.as_ref().filter(|link| link.mtu != mtu) {
         let change = LinkChange { mtu: Some(mtu), ..LinkChange::default() };
         host.request(change.message(host_end.index)).map_err(refused)?;
     }

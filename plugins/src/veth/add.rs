@@ -99,10 +99,11 @@ fn attach(mut plan: Plan, wanted: &Wanted, host: &mut Rtnetlink) -> Result<Plan,
 /// Removes a pair that the kernel has made although its answer was lost. What stays
 /// is found and removed by DEL and GC.
 fn remove_unfinished(host_name: &str, host: &mut Rtnetlink) {
-    if let Ok(Some(link)) = host.link_by_name(host_name)
-        && is_unfinished(&link)
-    {
-        let _ = host.request(delete(link.index));
+    match host.link_by_name(host_name) {
+        Ok(Some(link)) if is_unfinished(&link) => {
+            let _ = host.request(delete(link.index));
+        }
+        _ => {}
     }
 }
 
