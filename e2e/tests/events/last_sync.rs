@@ -66,7 +66,7 @@ fn the_last_sync_is_told_by_trigger_and_changes() -> Result<()> {
     let variable = unit.lines().find_map(|line| line.strip_prefix("Environment=WEFT_TRIGGER="));
     let name = variable.context("the unit does not say who it is")?;
     let weft = stage.bin.join("weft").display().to_string();
-    node.command(&[&weft, "sync"]).env("WEFT_TRIGGER", name).output()?.ok()?;
+    node.command(&[weft.as_str(), "sync"]).env("WEFT_TRIGGER", name).output()?.ok()?;
     ensure!(last(&stage)?[0] == was("weft-sync.service", 0), "{:?}", last(&stage)?);
 
     node.sh("rm -r /run/weft")?;

@@ -81,7 +81,7 @@ pub(crate) fn node_list(lab: &Lab) -> Result<Value> {
 /// The compact map of a document, as the CronJob makes it.
 pub(crate) fn import(node: &Node, document: &Value) -> Result<String> {
     let weft = weft_bin_dir()?.join("weft").display().to_string();
-    node.command(&[&weft, "nodes", "import", "-"]).stdin(document.to_string()).ok()
+    node.command(&[weft.as_str(), "nodes", "import", "-"]).stdin(document.to_string()).ok()
 }
 
 /// A runtime that finds plugins where the installer puts them.

@@ -34,7 +34,7 @@ fn prepare(node: &Node) -> Result<()> {
 fn install(node: &Node, version: &str, conflist: &Value) -> Result<()> {
     node.write_file("/run/in/10-pods.conflist", format!("{conflist:#}\n"))?;
     let weft = format!("/run/{version}/weft");
-    node.run_ok(&[&weft, "install", "--conf", "/run/in/10-pods.conflist"]).map(drop)
+    node.run_ok(&[weft.as_str(), "install", "--conf", "/run/in/10-pods.conflist"]).map(drop)
 }
 
 /// A lab with weft installed on every node.

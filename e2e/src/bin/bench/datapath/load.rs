@@ -151,9 +151,9 @@ fn iperf3(stage: &Stage, words: &[&str]) -> Result<(Value, f64)> {
 fn exchange(stage: &Stage, kind: &str) -> Result<Exchange> {
     let this = std::env::current_exe()?;
     let this = this.to_string_lossy();
-    let _server = listening(&stage.to, &[&this, "peer", "serve"], "listening")?;
+    let _server = listening(&stage.to, &[this.as_ref(), "peer", "serve"], "listening")?;
     let address = std::net::SocketAddr::new(stage.address, peer::PORT).to_string();
-    let said = stage.from.run_ok(&[&this, "peer", kind, &address, SECONDS])?;
+    let said = stage.from.run_ok(&[this.as_ref(), "peer", kind, &address, SECONDS])?;
     let figures = said.split_whitespace().map(str::parse).collect::<Result<Vec<f64>, _>>()?;
     let [done, seconds, cpu] = figures[..] else { bail!("the client says {said:?}") };
     Ok(Exchange { done, seconds, cpu })
