@@ -23,13 +23,13 @@ demo:
 test:
 	hack/need.sh test
 	hack/lint.sh tools
-	hack/cargo.sh test --workspace
+	hack/test.sh
 
 # Long runs at full count.
 soak:
 	hack/need.sh test
 	hack/lint.sh tools
-	WEFT_SOAK=1 hack/cargo.sh test --workspace
+	WEFT_SOAK=1 hack/test.sh
 
 # Measure what a pod costs, beside the reference plugins. BENCH=help lists parts and options.
 bench:

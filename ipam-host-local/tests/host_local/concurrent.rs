@@ -35,7 +35,7 @@ fn for_all_pods(job: impl Fn(usize) + Sync) {
 
 #[test]
 fn parallel_calls_give_each_address_once() {
-    let go = reference().unwrap_or_else(ours);
+    let go = testing::need!(reference());
     let dir = Dir::new();
     let given = Mutex::new(HashSet::new());
     let program = |n: usize| if n % 3 == 0 { go.clone() } else { ours() };

@@ -20,7 +20,7 @@ const CALLS: u64 = 40;
 
 #[test]
 fn mixed_binaries_do_what_the_reference_does() {
-    let Some(go) = reference() else { return };
+    let go = testing::need!(reference());
     let soak = std::env::var_os("WEFT_SOAK").is_some();
     let calls = number("WEFT_DIFF_OPS").unwrap_or(if soak { 50_000 } else { 800 });
     let random_seed = || RandomState::new().build_hasher().finish();
@@ -97,7 +97,7 @@ fn odd_configurations() -> Vec<(Value, &'static str)> {
 
 #[test]
 fn odd_configurations_are_taken_as_the_reference_takes_them() {
-    let Some(go) = reference() else { return };
+    let go = testing::need!(reference());
     for (keys, args) in odd_configurations() {
         let [by_go, by_us] = [&go, &ours()].map(|program| {
             let dir = Dir::new();

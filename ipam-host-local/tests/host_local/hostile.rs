@@ -154,6 +154,7 @@ fn on_tmpfs(options: &str, before: &str, id: &str, dir: &Dir, config: &Value) ->
 
 #[test]
 fn a_full_disk_leaves_nothing_behind() {
+    testing::need!(testing::privilege());
     // From no room for the first file to room for everything: pages of 4096 bytes.
     let outcomes: Vec<bool> = (0..18).map(|free| add_with_room_for("size=128k", free)).collect();
     assert!(!outcomes[0] && outcomes[17], "{outcomes:?}");
@@ -185,6 +186,7 @@ fn add_with_room_for(options: &str, free: u32) -> bool {
 
 #[test]
 fn del_works_on_a_full_disk() {
+    testing::need!(testing::privilege());
     let dir = Dir::new();
     let config = small(&dir);
     // A lease of the reference plugin, and no room for an index.
@@ -203,6 +205,7 @@ fn del_works_on_a_full_disk() {
 
 #[test]
 fn a_read_only_directory_is_an_error_that_says_so() {
+    testing::need!(testing::privilege());
     let dir = Dir::new();
     let config = small(&dir);
     let out = on_tmpfs(
@@ -218,6 +221,7 @@ fn a_read_only_directory_is_an_error_that_says_so() {
 
 #[test]
 fn a_directory_that_may_not_be_read_is_named() {
+    testing::need!(testing::machine_root());
     let dir = Dir::new();
     let config = small(&dir);
     fs::create_dir_all(dir.leases()).unwrap();
@@ -236,6 +240,7 @@ fn a_directory_that_may_not_be_read_is_named() {
 
 #[test]
 fn leases_of_another_owner_and_mode_count() {
+    testing::need!(testing::machine_root());
     let dir = Dir::new();
     let config = small(&dir);
     dir.write("10.1.2.2", "x\r\neth0");

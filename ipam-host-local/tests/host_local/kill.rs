@@ -47,20 +47,25 @@ impl Fault {
     }
 }
 
-fn kill_everywhere(verb: &str, id: &str, start: &Dir, keep: &[&str]) {
-    everywhere(Fault::Kill, verb, id, start, keep);
+/// The reference plugin, where all else that these tests need is there too.
+fn prerequisites() -> Result<PathBuf, String> {
+    testing::privilege()?;
+    testing::program("strace")?;
+    reference()
 }
 
-fn no_space_anywhere(verb: &str, id: &str, start: &Dir, keep: &[&str]) {
-    everywhere(Fault::NoSpace, verb, id, start, keep);
+fn kill_everywhere(go: &Path, verb: &str, id: &str, start: &Dir, keep: &[&str]) {
+    everywhere(Fault::Kill, go, verb, id, start, keep);
+}
+
+fn no_space_anywhere(go: &Path, verb: &str, id: &str, start: &Dir, keep: &[&str]) {
+    everywhere(Fault::NoSpace, go, verb, id, start, keep);
 }
 
 /// `fault` at each system call of `verb` for container `id`, each time in a copy of `start`. `keep` are the
 /// containers whose leases must stand after it; those of others may, except `id`'s after DEL.
-fn everywhere(fault: Fault, verb: &str, id: &str, start: &Dir, keep: &[&str]) {
-    if !Path::new("/usr/bin/strace").exists() {
-        return eprintln!("SKIPPED: no strace: apt-get install strace");
-    }
+/// Ours and the reference plugin `go` take over.
+fn everywhere(fault: Fault, go: &Path, verb: &str, id: &str, start: &Dir, keep: &[&str]) {
     let scratch = Dir::new();
     let log = scratch.0.join("strace");
     let mut seen = HashSet::new();
@@ -82,8 +87,8 @@ fn everywhere(fault: Fault, verb: &str, id: &str, start: &Dir, keep: &[&str]) {
             }
             if seen.insert(dir.state()) {
                 tried += 1;
-                let go = reference().unwrap_or_else(ours);
-                for next in [[ours(), ours()], [go.clone(), go.clone()], [go, ours()]] {
+                let go = || go.to_owned();
+                for next in [[ours(), ours()], [go(), go()], [go(), ours()]] {
                     verify(&dir.copy(), id, keep, &next, &what);
                 }
             }
@@ -181,58 +186,64 @@ fn filled(ids: &[&str], program: &Path) -> Dir {
 
 #[test]
 fn first_add() {
-    kill_everywhere("ADD", "x", &Dir::new(), &[]);
-    no_space_anywhere("ADD", "x", &Dir::new(), &[]);
+    let go = testing::need!(prerequisites());
+    kill_everywhere(&go, "ADD", "x", &Dir::new(), &[]);
+    no_space_anywhere(&go, "ADD", "x", &Dir::new(), &[]);
 }
 
 #[test]
 fn add() {
+    let go = testing::need!(prerequisites());
     let start = filled(&["a", "b"], &ours());
-    kill_everywhere("ADD", "x", &start, &["a", "b"]);
-    no_space_anywhere("ADD", "x", &start, &["a", "b"]);
+    kill_everywhere(&go, "ADD", "x", &start, &["a", "b"]);
+    no_space_anywhere(&go, "ADD", "x", &start, &["a", "b"]);
 }
 
 /// A directory of ours where the reference plugin has been since.
-fn after_the_reference() -> Option<Dir> {
-    let go = reference()?;
+fn after_the_reference(go: &Path) -> Dir {
     let dir = filled(&["a", "b"], &ours());
-    call(&go, "DEL", "a", &config(&dir, ranges())).unwrap();
-    call(&go, "ADD", "c", &config(&dir, ranges())).unwrap();
-    Some(dir)
+    call(go, "DEL", "a", &config(&dir, ranges())).unwrap();
+    call(go, "ADD", "c", &config(&dir, ranges())).unwrap();
+    dir
 }
 
 #[test]
 fn add_after_the_reference() {
-    let Some(dir) = after_the_reference() else { return };
-    kill_everywhere("ADD", "x", &dir, &["b", "c"]);
-    no_space_anywhere("ADD", "x", &dir, &["b", "c"]);
+    let go = testing::need!(prerequisites());
+    let dir = after_the_reference(&go);
+    kill_everywhere(&go, "ADD", "x", &dir, &["b", "c"]);
+    no_space_anywhere(&go, "ADD", "x", &dir, &["b", "c"]);
 }
 
 /// The second set has no address left, so what the first gave is given back.
 #[test]
 fn add_that_fails() {
+    let go = testing::need!(prerequisites());
     let dir = filled(&["a", "b", "c", "d"], &ours());
     dir.write("fd00::6", "other");
-    kill_everywhere("ADD", "x", &dir, &["a", "b", "c", "d"]);
+    kill_everywhere(&go, "ADD", "x", &dir, &["a", "b", "c", "d"]);
 }
 
 #[test]
 fn del() {
+    let go = testing::need!(prerequisites());
     let start = filled(&["a", "x", "b"], &ours());
-    kill_everywhere("DEL", "x", &start, &["a", "b"]);
-    no_space_anywhere("DEL", "x", &start, &["a", "b"]);
+    kill_everywhere(&go, "DEL", "x", &start, &["a", "b"]);
+    no_space_anywhere(&go, "DEL", "x", &start, &["a", "b"]);
 }
 
 #[test]
 fn del_after_the_reference() {
-    let Some(dir) = after_the_reference() else { return };
-    kill_everywhere("DEL", "c", &dir, &["b"]);
-    no_space_anywhere("DEL", "c", &dir, &["b"]);
+    let go = testing::need!(prerequisites());
+    let dir = after_the_reference(&go);
+    kill_everywhere(&go, "DEL", "c", &dir, &["b"]);
+    no_space_anywhere(&go, "DEL", "c", &dir, &["b"]);
 }
 
 #[test]
 fn gc() {
+    let go = testing::need!(prerequisites());
     let start = filled(&["a", "x", "b", "y"], &ours());
-    kill_everywhere("GC", "x", &start, &["a", "b"]);
-    no_space_anywhere("GC", "x", &start, &["a", "b"]);
+    kill_everywhere(&go, "GC", "x", &start, &["a", "b"]);
+    no_space_anywhere(&go, "GC", "x", &start, &["a", "b"]);
 }

@@ -40,7 +40,7 @@ fn leases_end_with_their_boot() {
 
 #[test]
 fn leases_of_the_reference_end_with_the_boot_in_which_they_were_seen() {
-    let Some(go) = reference() else { return };
+    let go = testing::need!(reference());
     let dir = Dir::new();
     let config = small(&dir);
     call(&go, "ADD", "r-a", &config).unwrap();
@@ -165,6 +165,7 @@ fn a_pod_that_is_being_made_keeps_its_lease() {
 
 #[test]
 fn the_next_boot_is_seen_by_the_process_too() {
+    testing::need!(testing::privilege());
     let dir = Dir::new();
     let config = small(&dir);
     fill(&config);

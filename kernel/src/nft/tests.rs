@@ -9,10 +9,12 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 
-/// Runs `test` in a new network namespace; the thread's end is its end.
+/// Runs `test` in a new network namespace, where that is permitted; else it is skipped.
+/// The thread's end is the namespace's.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    testing::need!(testing::kernel());
     let thread = std::thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).expect("tests of the kernel run as root");
+        unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
         test();
     });
     if let Err(panic) = thread.join() {
@@ -213,6 +215,7 @@ fn a_refusal_names_the_object_and_changes_nothing() {
 #[test]
 fn without_the_right_the_kernel_refuses_at_once() {
     const ME: &str = "nft::tests::refused_for_want_of_a_right";
+    testing::need!(testing::kernel());
     let lacking = ["--bounding-set", "-net_admin", "--inh-caps", "-net_admin"];
     let test = std::env::current_exe().unwrap();
     let status = Command::new("setpriv")

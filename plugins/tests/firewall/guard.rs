@@ -7,7 +7,8 @@ use kernel::netlink::Socket;
 use kernel::nft::remove;
 
 use crate::lab::{
-    CLUSTER, changed, counted, in_lab, inject, install, ip, received, run, udp, wait_for, within,
+    CLUSTER, changed, counted, in_lab, inject, install, ip, prerequisites, received, run, udp,
+    wait_for, within,
 };
 use crate::masquerading::{list, protect};
 use crate::peer_guard::{PeerGuard, table_name};
@@ -359,6 +360,7 @@ fn tunnel_is_tracked(guarded: bool, no_track: bool) -> bool {
 
 #[test]
 fn the_tunnel_is_kept_out_of_connection_tracking() {
+    testing::need!(prerequisites());
     assert!(tunnel_is_tracked(true, false));
     assert!(!tunnel_is_tracked(true, true));
     assert!(!tunnel_is_tracked(false, true));

@@ -17,12 +17,19 @@ use nix::sys::socket::{
     socket,
 };
 
+/// What these tests need.
+pub(crate) fn prerequisites() -> Result<(), String> {
+    testing::kernel()?;
+    testing::programs(&["ping", "sysctl", "awk"])
+}
+
 /// Runs `test` where namespaces can be named without anybody seeing them; all
-/// are gone with the thread.
+/// are gone with the thread. Skipped where that is not permitted.
 pub(crate) fn in_lab(test: impl FnOnce() + Send + 'static) {
+    testing::need!(prerequisites());
     let nothing: Option<&str> = None;
     let thread = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNS).expect("tests of the kernel run as root");
+        unshare(CloneFlags::CLONE_NEWNS).expect("a new mount namespace");
         mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
         mount(nothing, "/run", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
         test();
