@@ -18,10 +18,6 @@ use anyhow::{Context, Result, bail};
 const HOLDER_SCRIPT: &str = include_str!("holder.sh");
 const NODE_SCRIPT: &str = include_str!("node.sh");
 
-/// CAP_SYS_ADMIN in the capability sets of `/proc/self/status`
-/// (include/uapi/linux/capability.h).
-const CAP_SYS_ADMIN: u64 = 1 << 21;
-
 /// The running holder; dropping it ends the lab and waits until its last process is gone.
 #[derive(Debug)]
 pub(crate) struct Holder {
@@ -37,7 +33,7 @@ impl Holder {
     /// Starts the holder and the holding process of each named node; the map gives
     /// each node's PID inside the lab.
     pub(crate) fn start(names: &[&str]) -> Result<(Holder, HashMap<String, u32>)> {
-        let userns = !has_sys_admin()?;
+        let userns = !testing::is_privileged();
         let mut unshare = holder_command(userns, names).spawn().context("cannot run unshare")?;
         let stdin = unshare.stdin.take();
         match read_ready(&mut unshare, names.len()) {
@@ -78,30 +74,6 @@ impl Drop for Holder {
         let unshare = self.unshare.get_mut().unwrap_or_else(PoisonError::into_inner);
         let _ = unshare.wait();
     }
-}
-
-/// Whether a lab can be started by this process; the error says why not. Tests
-/// that run as an ordinary user skip themselves by it.
-pub fn permitted() -> Result<()> {
-    if has_sys_admin()? {
-        return Ok(());
-    }
-    let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--mount", "--net", "--pid", "--fork"])
-        .args(["mount", "-n", "-t", "proc", "proc", "/proc"])
-        .output()
-        .context("cannot run unshare")?;
-    if !output.status.success() {
-        bail!("no user namespaces here: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
-}
-
-fn has_sys_admin() -> Result<bool> {
-    let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
-    let caps = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let caps = caps.context("no CapEff in /proc/self/status")?;
-    Ok(u64::from_str_radix(caps.trim(), 16)? & CAP_SYS_ADMIN != 0)
 }
 
 fn holder_command(userns: bool, names: &[&str]) -> Command {

@@ -38,6 +38,7 @@ mod lab;
 mod packet;
 mod place;
 mod pod;
+mod prerequisites;
 mod quick_start;
 mod snapshot;
 mod strace;
@@ -50,7 +51,6 @@ pub use bins::weft_bin_dir;
 pub use capture::Capture;
 pub use chain::{Chain, CniError, Invocation, RESULTS, Runtime};
 pub use cluster::{Cluster, conf, with_routing_keys};
-pub use holder::permitted;
 pub use lab::{Lab, NODE_MAP, Node};
 pub use packet::{
     Arp, Frame, Icmp, Ip, Layer, Mac, Packet, Payload, Tcp, Transport, Udp, VXLAN_PORTS, Vxlan,
@@ -58,6 +58,7 @@ pub use packet::{
 };
 pub use place::{Cmd, Output, Place, Running};
 pub use pod::Pod;
+pub use prerequisites::permitted;
 pub use quick_start::{Block, blocks};
 pub use snapshot::{Section, Snapshot};
 pub use strace::Step;

@@ -87,6 +87,7 @@ fn routes_of_weft(node: &Node) -> Result<String> {
 
 #[test]
 fn the_exported_routes_are_what_the_router_lacks() -> Result<()> {
+    e2e::needs_lab!();
     let growing = Growing::start()?;
     assert!(!growing.reach_within("worker1", "worker2", 1.0)?, "the router knows pods already");
     assert!(growing.reach("worker1", "elsewhere")?, "the tunnel needs no router");
@@ -103,11 +104,13 @@ fn the_exported_routes_are_what_the_router_lacks() -> Result<()> {
 
 #[test]
 fn bird_replaces_static_routes() -> Result<()> {
+    e2e::needs_lab!("bird");
     replaces_static_routes(Daemon::Bird)
 }
 
 #[test]
 fn frr_replaces_static_routes() -> Result<()> {
+    e2e::needs_lab!("vtysh", "/usr/lib/frr/bgpd");
     replaces_static_routes(Daemon::Frr)
 }
 
@@ -148,11 +151,13 @@ fn replaces_static_routes(daemon: Daemon) -> Result<()> {
 
 #[test]
 fn bird_takes_no_range_from_another_node() -> Result<()> {
+    e2e::needs_lab!("bird");
     takes_no_range_from_another_node(Daemon::Bird)
 }
 
 #[test]
 fn frr_takes_no_range_from_another_node() -> Result<()> {
+    e2e::needs_lab!("bird", "vtysh", "/usr/lib/frr/bgpd");
     takes_no_range_from_another_node(Daemon::Frr)
 }
 
@@ -189,6 +194,7 @@ fn takes_no_range_from_another_node(daemon: Daemon) -> Result<()> {
 
 #[test]
 fn export_needs_to_know_whom_to_talk_to() -> Result<()> {
+    e2e::needs_lab!();
     let conflist = json!({ "cniVersion": "1.0.0", "name": "pods",
         "plugins": [{ "type": "routing", "routingMode": "native" }] });
     let cluster = Cluster::start(Topology::lesson(Families::V4, Families::V4), &conflist)?;
@@ -218,11 +224,13 @@ fn export_needs_to_know_whom_to_talk_to() -> Result<()> {
 
 #[test]
 fn bird_takes_what_odd_maps_make() -> Result<()> {
+    e2e::needs_lab!("bird");
     takes_what_odd_maps_make(Daemon::Bird)
 }
 
 #[test]
 fn frr_takes_what_odd_maps_make() -> Result<()> {
+    e2e::needs_lab!("vtysh", "/usr/lib/frr/bgpd");
     takes_what_odd_maps_make(Daemon::Frr)
 }
 

@@ -53,6 +53,7 @@ fn configured(lab: &Lab, mode: &str) -> Result<()> {
 
 #[test]
 fn every_command_has_help_and_refuses_what_it_does_not_know() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson()?;
     let node = lab.node("worker1")?;
     for words in [
@@ -92,6 +93,7 @@ fn every_command_has_help_and_refuses_what_it_does_not_know() -> Result<()> {
 
 #[test]
 fn nodes_check_names_what_is_wrong_and_where() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson()?;
     let node = lab.node("worker1")?;
     configured(&lab, "tunnel")?;
@@ -115,6 +117,7 @@ fn nodes_check_names_what_is_wrong_and_where() -> Result<()> {
 
 #[test]
 fn nodes_import_writes_one_whole_file_or_none() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson()?;
     let node = lab.node("worker1")?;
     configured(&lab, "tunnel")?;
@@ -174,6 +177,7 @@ fn nodes_import_writes_one_whole_file_or_none() -> Result<()> {
 
 #[test]
 fn ipam_shows_leases_and_releases_only_dead_ones() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     configured(&lab, "tunnel")?;
@@ -214,6 +218,7 @@ fn state_of<'a>(status: &'a Value, peer: &str, family: &str) -> &'a str {
 
 #[test]
 fn status_tells_missing_and_foreign_from_well() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     configured(&lab, "tunnel")?;
@@ -248,6 +253,7 @@ fn status_tells_missing_and_foreign_from_well() -> Result<()> {
 
 #[test]
 fn the_command_against_a_firewall_lets_pods_through() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     configured(&lab, "tunnel")?;
     let mut pods = Vec::new();
@@ -283,6 +289,7 @@ fn the_command_against_a_firewall_lets_pods_through() -> Result<()> {
 
 #[test]
 fn trace_follows_the_kernel_hop_by_hop() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     configured(&lab, "tunnel")?;
@@ -322,6 +329,7 @@ fn trace_follows_the_kernel_hop_by_hop() -> Result<()> {
 
 #[test]
 fn trace_asks_the_kernel_for_the_table_that_masquerades() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     configured(&lab, "tunnel")?;
@@ -369,6 +377,7 @@ fn trace_asks_the_kernel_for_the_table_that_masquerades() -> Result<()> {
 
 #[test]
 fn native_peers_on_one_link_need_no_router() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::start(Topology::nodes(2, Spread::Shared(2), Families::V4, Families::V4))?;
     let node = lab.node("node1")?;
     configured(&lab, "native")?;

@@ -4,7 +4,7 @@ use anyhow::Result;
 use e2e::{Families, Family, Lab, Topology, conf};
 
 use crate::cri::{Client, Pod};
-use crate::stage::{Stage, assert_reaches, serve};
+use crate::stage::{Stage, assert_reaches, prerequisites, serve};
 
 /// A pod on each node that answers HTTP, and the clients of both nodes.
 fn a_pod_each(stage: &Stage) -> Result<[(Client, Pod); 2]> {
@@ -24,7 +24,8 @@ fn assert_both_ways([(there, a), (here, b)]: &[(Client, Pod); 2]) -> Result<()> 
 
 #[test]
 fn pods_reach_each_other_by_the_tunnel_and_natively() -> Result<()> {
-    let Some(mut stage) = Stage::lesson(conf::TUNNEL)? else { return Ok(()) };
+    testing::need!(prerequisites());
+    let mut stage = Stage::lesson(conf::TUNNEL)?;
     let pods = a_pod_each(&stage)?;
     for ((_, pod), daemon) in pods.iter().zip(&stage.daemons) {
         let range = daemon.node().pod_range(Family::V4)?;
@@ -51,8 +52,9 @@ fn pods_reach_each_other_by_the_tunnel_and_natively() -> Result<()> {
 
 #[test]
 fn pods_have_an_address_of_each_family() -> Result<()> {
+    testing::need!(prerequisites());
     let lab = || Lab::start(Topology::lesson(Families::V4, Families::Both));
-    let Some(stage) = Stage::start(lab, &conf::TUNNEL.parse()?)? else { return Ok(()) };
+    let stage = Stage::start(lab, &conf::TUNNEL.parse()?)?;
     let pods = a_pod_each(&stage)?;
     for ((_, pod), daemon) in pods.iter().zip(&stage.daemons) {
         let ranges = [daemon.node().pod_range(Family::V4)?, daemon.node().pod_range(Family::V6)?];

@@ -9,7 +9,7 @@ use e2e::{Node, RESULTS, blocks, conf};
 use nix::sys::signal::Signal;
 
 use crate::daemon::Daemon;
-use crate::stage::{Stage, assert_reaches, serve, soak};
+use crate::stage::{Stage, assert_reaches, prerequisites, serve, soak};
 
 /// The only pod's network namespace, as `ip netns` names it.
 fn only_namespace(node: &Node) -> Result<String> {
@@ -33,7 +33,8 @@ fn counts(summary: &str) -> Option<(u32, u32)> {
 
 #[test]
 fn pods_live_on_when_containerd_is_restarted() -> Result<()> {
-    let Some(mut stage) = Stage::lesson(conf::TUNNEL)? else { return Ok(()) };
+    testing::need!(prerequisites());
+    let mut stage = Stage::lesson(conf::TUNNEL)?;
     let far = stage.daemons[1].client()?;
     let to = far.run("far")?;
     serve(&far, &to)?;
@@ -81,7 +82,8 @@ fn clean_up(node: &Node) -> Result<()> {
 /// What a SIGKILL between opening and writing leaves.
 #[test]
 fn a_pod_whose_cached_result_is_empty_can_be_removed_once_that_is_gone() -> Result<()> {
-    let Some(stage) = Stage::lesson(conf::TUNNEL)? else { return Ok(()) };
+    testing::need!(prerequisites());
+    let stage = Stage::lesson(conf::TUNNEL)?;
     let (client, node) = (stage.daemons[0].client()?, stage.daemons[0].node());
     let pod = client.run("pod")?;
     node.write_file(&format!("{RESULTS}/pods-{}-eth0", pod.id), "")?;
@@ -101,7 +103,8 @@ const STORM: usize = 12;
 /// it calls any plugin. One that it was killed in between for is lost to it, and empty.
 #[test]
 fn nothing_leaks_when_containerd_is_killed_while_pods_are_made() -> Result<()> {
-    let Some(mut stage) = Stage::lesson(conf::TUNNEL)? else { return Ok(()) };
+    testing::need!(prerequisites());
+    let mut stage = Stage::lesson(conf::TUNNEL)?;
     let rounds = if soak() { 20 } else { 3 };
     for round in 0..rounds {
         // Ever later.
@@ -126,7 +129,8 @@ fn nothing_leaks_when_containerd_is_killed_while_pods_are_made() -> Result<()> {
 
 #[test]
 fn nothing_leaks_when_containerd_is_killed_while_pods_are_removed() -> Result<()> {
-    let Some(mut stage) = Stage::lesson(conf::TUNNEL)? else { return Ok(()) };
+    testing::need!(prerequisites());
+    let mut stage = Stage::lesson(conf::TUNNEL)?;
     let daemon = &mut stage.daemons[0];
     let (client, node) = (daemon.client()?, daemon.node().clone());
     let names = (0..STORM).map(|number| format!("pod-{number}"));

@@ -90,6 +90,7 @@ fn conflist_of(version: &str) -> Result<Value> {
 
 #[test]
 fn the_result_is_what_the_kernel_holds_in_every_version() -> Result<()> {
+    e2e::needs_lab!();
     let mut cluster = Cluster::lesson(conf::TUNNEL)?;
     for (number, version) in ["0.4.0", "1.0.0", "1.1.0"].into_iter().enumerate() {
         cluster.set_conflist(&conflist_of(version)?)?;
@@ -122,6 +123,7 @@ fn the_result_is_what_the_kernel_holds_in_every_version() -> Result<()> {
 
 #[test]
 fn check_tells_what_of_its_attachment_is_gone() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let breaks: [(&str, bool, &str); 6] = [
         ("address", true, "ip address flush dev eth0"),
@@ -194,6 +196,7 @@ fn shape(result: &Value, address: &str) -> Value {
 
 #[test]
 fn an_executed_host_local_gives_what_the_one_in_process_gives() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let node = cluster.node("worker1")?;
     let copies = Copies::new()?;
@@ -219,6 +222,7 @@ fn an_executed_host_local_gives_what_the_one_in_process_gives() -> Result<()> {
 
 #[test]
 fn loopback_brings_lo_up_alone_and_in_a_chain() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let node = cluster.node("worker1")?;
     let bin = weft_bin_dir()?;

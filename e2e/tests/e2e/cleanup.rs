@@ -41,6 +41,7 @@ fn machine(cluster: &Cluster) -> Result<Vec<Snapshot>> {
 
 #[test]
 fn del_and_teardown_leave_the_kernel_as_before() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let before = machine(&cluster)?;
     let mut pods = Vec::new();
@@ -69,6 +70,7 @@ fn del_and_teardown_leave_the_kernel_as_before() -> Result<()> {
 
 #[test]
 fn teardown_spares_living_pods_and_sync_brings_the_tunnel_back() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let (a, b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
     let near = cluster.pod("worker1", "pod-near")?;
@@ -87,6 +89,7 @@ fn teardown_spares_living_pods_and_sync_brings_the_tunnel_back() -> Result<()> {
 
 #[test]
 fn del_takes_what_its_add_made_and_may_come_again() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let first = cluster.pod("worker1", "pod-first")?;
     let node = cluster.node("worker1")?;
@@ -110,6 +113,7 @@ fn del_takes_what_its_add_made_and_may_come_again() -> Result<()> {
 
 #[test]
 fn gc_removes_what_is_not_valid() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let chain = cluster.chain("worker1")?;
     let node = cluster.node("worker1")?;
@@ -149,6 +153,7 @@ fn host_ends(node: &Node, network: &str) -> Result<Vec<String>> {
 /// can change one: GC deletes all of a network in one call, and nothing of others.
 #[test]
 fn gc_removes_many_links_in_one_call() -> Result<()> {
+    e2e::needs_lab!("strace");
     const COUNT: usize = 50;
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let (node, pods) = (cluster.node("worker1")?, cluster.chain("worker1")?);
@@ -214,6 +219,7 @@ fn all_at_once<T: Send>(count: usize, work: impl Fn(usize) -> Result<T> + Sync) 
 
 #[test]
 fn two_hundred_at_once() -> Result<()> {
+    e2e::needs_lab!();
     const COUNT: usize = 200;
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let node = cluster.node("worker1")?;
@@ -251,6 +257,7 @@ fn two_hundred_at_once() -> Result<()> {
 
 #[test]
 fn an_add_that_fails_leaves_nothing() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let chain = cluster.chain("worker1")?;
     let node = cluster.node("worker1")?;

@@ -82,6 +82,7 @@ fn changes(output: &Output) -> Vec<&str> {
 
 #[test]
 fn sync_restores_whatever_was_changed_by_hand() -> Result<()> {
+    e2e::needs_lab!();
     let (cluster, a, b, good) = converged()?;
     let node = cluster.node("worker1")?;
     for damage in PLAIN.into_iter().chain(SUBTLE) {
@@ -105,6 +106,7 @@ fn sync_restores_whatever_was_changed_by_hand() -> Result<()> {
 
 #[test]
 fn the_next_add_restores_whatever_was_changed_by_hand() -> Result<()> {
+    e2e::needs_lab!();
     let (cluster, a, b, good) = converged()?;
     let node = cluster.node("worker1")?;
     for damage in PLAIN {
@@ -120,6 +122,7 @@ fn the_next_add_restores_whatever_was_changed_by_hand() -> Result<()> {
 
 #[test]
 fn status_and_gc_restore_what_an_add_may_miss() -> Result<()> {
+    e2e::needs_lab!();
     let (cluster, a, b, good) = converged()?;
     let (node, chain) = (cluster.node("worker1")?, cluster.chain("worker1")?);
     for damage in SUBTLE.into_iter().chain([PLAIN[0]]) {
@@ -138,6 +141,7 @@ fn status_and_gc_restore_what_an_add_may_miss() -> Result<()> {
 
 #[test]
 fn a_second_sync_says_nothing_to_the_kernel() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     cluster.pod("worker1", "pod-a")?;
     let node = cluster.node("worker1")?;
@@ -167,6 +171,7 @@ fn a_second_sync_says_nothing_to_the_kernel() -> Result<()> {
 
 #[test]
 fn what_is_not_weft_s_stays() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     cluster.pod("worker1", "pod-a")?;
     let node = cluster.node("worker1")?;
@@ -198,6 +203,7 @@ fn what_is_not_weft_s_stays() -> Result<()> {
 
 #[test]
 fn a_node_that_left_the_map_disappears_everywhere() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let (a, c) = (cluster.pod("worker1", "pod-a")?, cluster.pod("control-plane", "pod-c")?);
     let b = cluster.pod("worker2", "pod-b")?;
@@ -237,6 +243,7 @@ fn a_node_that_left_the_map_disappears_everywhere() -> Result<()> {
 
 #[test]
 fn a_node_s_new_address_is_applied_in_place() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let (a, b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
     let worker2 = cluster.node("worker2")?;

@@ -99,6 +99,7 @@ const FIGURES: &[&str] = &[
 
 #[test]
 fn the_whole_lesson() -> Result<()> {
+    e2e::needs_lab!("bird", "vtysh", "/usr/lib/frr/bgpd", "iperf3");
     let output = demo(&[])?;
     let text = said(&output);
     assert!(output.status.success(), "{text}");
@@ -108,6 +109,7 @@ fn the_whole_lesson() -> Result<()> {
 
 #[test]
 fn each_step_alone_and_none_that_is_not_there() -> Result<()> {
+    e2e::needs_lab!("bird", "vtysh", "/usr/lib/frr/bgpd", "iperf3");
     for (number, parts) in (1..).zip([TUNNEL, NATIVE, ROUTES, MIXED, FIGURES]) {
         let output = demo(&[&number.to_string()])?;
         let text = said(&output);
@@ -124,6 +126,7 @@ fn each_step_alone_and_none_that_is_not_there() -> Result<()> {
 
 #[test]
 fn a_step_that_does_not_hold_is_an_error() -> Result<()> {
+    e2e::needs_lab!();
     // A `weft` that says it has done what it was told, once a pod of each node is there.
     let (real, dir) = (weft_bin_dir()?, TempDir::new()?);
     for name in ["veth", "host-local", "routing", "loopback"] {

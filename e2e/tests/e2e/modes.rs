@@ -20,6 +20,7 @@ fn seen(router: &Place, link: &str, from: &Pod, to: &Pod) -> Result<Vec<(usize, 
 
 #[test]
 fn native_takes_the_tunnel_away_and_needs_the_router_s_routes() -> Result<()> {
+    e2e::needs_lab!();
     let mut cluster = Cluster::lesson(conf::TUNNEL)?;
     let (a, b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
     let (to, near) = (b.addr(Family::V4)?, cluster.pod("worker1", "pod-near")?);
@@ -66,6 +67,7 @@ fn native_takes_the_tunnel_away_and_needs_the_router_s_routes() -> Result<()> {
 
 #[test]
 fn hybrid_takes_one_way_for_both_directions_of_each_pair() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::HYBRID)?;
     let control = cluster.pod("control-plane", "pod-c")?;
     let (a, b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);

@@ -43,6 +43,7 @@ fn assert_most(a: &Pod, b: &Pod, most: u32) -> Result<()> {
 
 #[test]
 fn a_pod_sends_what_the_underlay_leaves_and_not_a_byte_more() -> Result<()> {
+    e2e::needs_lab!();
     for underlay in [1500, 1400, 9000] {
         let lab = Lab::start(Topology::lesson(Families::V4, Families::V4).with_mtu(underlay))?;
         let cluster = Cluster::new(lab, &conf::TUNNEL.parse()?)?;
@@ -64,6 +65,7 @@ fn a_pod_sends_what_the_underlay_leaves_and_not_a_byte_more() -> Result<()> {
 
 #[test]
 fn a_pod_with_a_larger_mtu_is_told_the_route_s() -> Result<()> {
+    e2e::needs_lab!("iperf3");
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let (a, b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
     a.node().run_ok(&["ip", "link", "set", &host_end(&a)?, "mtu", "1500"])?;
@@ -86,6 +88,7 @@ fn a_pod_with_a_larger_mtu_is_told_the_route_s() -> Result<()> {
 
 #[test]
 fn the_key_mtu_reaches_pods_new_and_old() -> Result<()> {
+    e2e::needs_lab!();
     let mut cluster = Cluster::lesson(conf::TUNNEL)?;
     let a = cluster.pod("worker1", "pod-a")?;
     cluster.set_conflist(&with_routing_keys(conf::TUNNEL, &json!({ "mtu": 1300 }))?)?;
@@ -109,6 +112,7 @@ fn the_key_mtu_reaches_pods_new_and_old() -> Result<()> {
 
 #[test]
 fn an_underlay_whose_mtu_shrinks_is_followed() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let (a, b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
     for node in cluster.lab().nodes() {

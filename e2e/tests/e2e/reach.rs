@@ -32,6 +32,7 @@ fn gateway(cluster: &Cluster, node: &str) -> Result<IpAddr> {
 
 #[test]
 fn every_pod_reaches_every_pod_node_and_gateway() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let pods = two_each(&cluster)?;
     let mut targets = Vec::new();
@@ -53,6 +54,7 @@ fn every_pod_reaches_every_pod_node_and_gateway() -> Result<()> {
 
 #[test]
 fn every_node_reaches_every_pod_from_each_of_its_addresses() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let pods = two_each(&cluster)?;
     for from in NODES {
@@ -73,6 +75,7 @@ fn every_node_reaches_every_pod_from_each_of_its_addresses() -> Result<()> {
 /// What a remote pod sees as the source of its own node's and of another node's packets.
 #[test]
 fn a_node_s_address_does_not_enter_the_tunnel() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let pod = cluster.pod("worker2", "pod-b")?;
     let node = cluster.node("worker1")?;
@@ -92,6 +95,7 @@ fn a_node_s_address_does_not_enter_the_tunnel() -> Result<()> {
 
 #[test]
 fn a_pod_s_address_stays_its_own_between_pods() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let a = cluster.pod("worker1", "pod-a")?;
     for (node, name) in [("worker1", "pod-near"), ("worker2", "pod-far")] {
@@ -107,6 +111,7 @@ fn a_pod_s_address_stays_its_own_between_pods() -> Result<()> {
 
 #[test]
 fn tcp_in_bulk_both_ways() -> Result<()> {
+    e2e::needs_lab!("iperf3");
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let (a, b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
     let node = cluster.node("control-plane")?;
@@ -121,6 +126,7 @@ fn tcp_in_bulk_both_ways() -> Result<()> {
 
 #[test]
 fn a_pod_that_takes_another_s_address_is_not_heard() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let (a, b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
     a.ip_batch("address add 10.0.1.99/32 dev eth0\n")?;
@@ -163,15 +169,18 @@ fn all_reach_all(count: usize, shared: usize, underlay: Family) -> Result<()> {
 
 #[test]
 fn two_nodes_reach_each_other() -> Result<()> {
+    e2e::needs_lab!();
     all_reach_all(2, 2, Family::V4)
 }
 
 #[test]
 fn three_nodes_reach_each_other_over_ipv6() -> Result<()> {
+    e2e::needs_lab!();
     all_reach_all(3, 1, Family::V6)
 }
 
 #[test]
 fn twenty_nodes_reach_each_other() -> Result<()> {
+    e2e::needs_lab!();
     all_reach_all(20, 10, Family::V4)
 }

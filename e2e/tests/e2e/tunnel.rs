@@ -52,6 +52,7 @@ fn assert_lesson_frame(
 
 #[test]
 fn a_ping_between_pods_is_vxlan_between_nodes_on_the_router() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let router_before = cluster.lab().router().snapshot()?;
     let (a, b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
@@ -86,6 +87,7 @@ fn a_ping_between_pods_is_vxlan_between_nodes_on_the_router() -> Result<()> {
 
 #[test]
 fn the_source_port_tells_flows_apart_and_stays_with_a_flow() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let (a, b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
     let to = b.addr(Family::V4)?.to_string();
@@ -118,6 +120,7 @@ fn the_source_port_tells_flows_apart_and_stays_with_a_flow() -> Result<()> {
 
 #[test]
 fn device_entries_and_routes_are_as_documented() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     cluster.pod("worker1", "pod-a")?;
     let node = cluster.node("worker1")?;
@@ -182,6 +185,7 @@ fn assert_peer_route(route: &Value, via: &str) {
 
 #[test]
 fn an_address_that_no_pod_has_is_refused_at_once_and_loops_nowhere() -> Result<()> {
+    e2e::needs_lab!();
     let cluster = Cluster::lesson(conf::TUNNEL)?;
     let (a, _b) = (cluster.pod("worker1", "pod-a")?, cluster.pod("worker2", "pod-b")?);
     for nobody in ["10.0.1.77", "10.0.2.77"] {
@@ -196,6 +200,7 @@ fn an_address_that_no_pod_has_is_refused_at_once_and_loops_nowhere() -> Result<(
 
 #[test]
 fn pods_reach_the_outside_by_their_node_s_address() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::start(Topology::lesson(Families::V4, Families::V4).with_outside(Families::V4))?;
     let cluster = Cluster::new(lab, &conf::TUNNEL.parse()?)?;
     let a = cluster.pod("worker1", "pod-a")?;

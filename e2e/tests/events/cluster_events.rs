@@ -29,6 +29,7 @@ fn traces(stage: &Stage, index: usize, words: &[&str]) -> Result<Vec<String>> {
 /// Its own record is gone: pods go on, nothing is taken away, and it says so.
 #[test]
 fn a_nodes_own_record_vanishes() -> Result<()> {
+    e2e::needs_lab!();
     let stage = Stage::new(json!({}))?;
     let traffic = stage.traffic()?;
     let map = stage.lab.topology().node_map();
@@ -71,6 +72,7 @@ fn mistakes(map: &Value) -> Vec<(&'static str, Value)> {
 /// sync, and new pods elsewhere get their network.
 #[test]
 fn one_bad_record_takes_nothing_down() -> Result<()> {
+    e2e::needs_lab!();
     let stage = Stage::new(json!({}))?;
     let (traffic, streams) = (stage.traffic()?, stage.streams([0, 1])?);
     let map = stage.lab.topology().node_map();
@@ -105,6 +107,7 @@ fn one_bad_record_takes_nothing_down() -> Result<()> {
 /// A map that cannot be read at all: the last good copy goes on being used.
 #[test]
 fn the_map_breaks_and_vanishes() -> Result<()> {
+    e2e::needs_lab!();
     let stage = Stage::new(json!({}))?;
     let traffic = stage.traffic()?;
     let breaks = [
@@ -132,6 +135,7 @@ fn the_map_breaks_and_vanishes() -> Result<()> {
 /// read is used, and what is there is not taken away.
 #[test]
 fn a_file_breaks_and_no_copy_is_left() -> Result<()> {
+    e2e::needs_lab!();
     let stage = Stage::new(json!({}))?;
     let map = stage.lab.topology().node_map();
     stage.lab.write_node_map(&without(&map, LAST))?;
@@ -158,6 +162,7 @@ fn a_file_breaks_and_no_copy_is_left() -> Result<()> {
 /// Each of two networks with one protocol would take the other's routes for its own.
 #[test]
 fn a_second_network_with_the_same_protocol_is_refused() -> Result<()> {
+    e2e::needs_lab!();
     for keys in [json!({}), json!({ "routingMode": "native" })] {
         let topology = Topology::lesson(Families::V4, Families::V4);
         let stage = Stage::without_pods(topology, keys.clone())?;
@@ -178,6 +183,7 @@ fn a_second_network_with_the_same_protocol_is_refused() -> Result<()> {
 
 #[test]
 fn a_node_alone_has_its_device_and_waits() -> Result<()> {
+    e2e::needs_lab!();
     let topology = Topology::lesson(Families::V4, Families::V4);
     let stage = Stage::without_pods(topology, json!({}))?;
     let map = stage.lab.topology().node_map();

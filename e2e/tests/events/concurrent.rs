@@ -16,6 +16,7 @@ const PODS: usize = 6;
 /// flushing: no error, no deadlock, and in the end nothing is missing.
 #[test]
 fn syncs_adds_and_status_at_once() -> Result<()> {
+    e2e::needs_lab!();
     let rounds = if std::env::var_os("WEFT_SOAK").is_some() { 40 } else { 3 };
     let stage = Stage::new(json!({}))?;
     let (over, syncs, ticks) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));

@@ -50,6 +50,7 @@ const DEVICE: &[&Event] = &[
 
 #[test]
 fn the_device_is_brought_back() -> Result<()> {
+    e2e::needs_lab!();
     Scene::tunnel()?.play(DEVICE)
 }
 
@@ -106,6 +107,7 @@ const ENTRIES: &[&Event] = &[
 
 #[test]
 fn entries_are_brought_back() -> Result<()> {
+    e2e::needs_lab!();
     Scene::tunnel()?.play(ENTRIES)
 }
 
@@ -155,6 +157,7 @@ const IN_THE_WAY: &[&Event] = &[
 
 #[test]
 fn another_programs_route_is_in_the_way() -> Result<()> {
+    e2e::needs_lab!();
     Scene::tunnel()?.play(IN_THE_WAY)
 }
 
@@ -232,6 +235,7 @@ const TUNNEL_UNDERLAY: &[&Event] = &[
 
 #[test]
 fn the_underlay_of_the_tunnel_changes() -> Result<()> {
+    e2e::needs_lab!();
     Scene::tunnel()?.play(TUNNEL_UNDERLAY)
 }
 
@@ -251,6 +255,7 @@ const TUNNEL_OVER_IPV6: &[&Event] = &[
 
 #[test]
 fn a_tunnel_over_ipv6_is_brought_back() -> Result<()> {
+    e2e::needs_lab!();
     Scene::tunnel_over_ipv6()?.play(TUNNEL_OVER_IPV6)
 }
 
@@ -282,5 +287,6 @@ const NATIVE: &[&Event] = &[
 
 #[test]
 fn direct_routes_are_brought_back() -> Result<()> {
+    e2e::needs_lab!();
     Scene::native()?.play(NATIVE)
 }

@@ -133,6 +133,7 @@ fn sync(stage: &Stage) -> Result<()> {
 
 #[test]
 fn after_any_edit_a_node_equals_a_fresh_one() -> Result<()> {
+    e2e::needs_lab!();
     let soak = std::env::var_os("WEFT_SOAK").is_some();
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
     let seed = std::env::var("WEFT_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(now | 1);

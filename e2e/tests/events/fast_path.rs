@@ -50,6 +50,7 @@ fn opened(stage: &Stage) -> Result<String> {
 
 #[test]
 fn an_add_opens_no_map() -> Result<()> {
+    e2e::needs_lab!("strace");
     let stage = two_nodes()?;
     let seen = opened(&stage)?;
     ensure!(seen.contains("pods.stamp"), "no stamp was read: {seen}");
@@ -80,6 +81,7 @@ const SEEN: [(&str, &str); 10] = [
 
 #[test]
 fn an_add_notices_what_a_probe_can_show() -> Result<()> {
+    e2e::needs_lab!();
     let stage = two_nodes()?;
     for (name, damage) in SEEN {
         stage.node(HIT).sh(damage).context(name)?;
@@ -92,6 +94,7 @@ fn an_add_notices_what_a_probe_can_show() -> Result<()> {
 
 #[test]
 fn an_add_notices_changed_keys_map_address_and_mtu() -> Result<()> {
+    e2e::needs_lab!();
     let mut stage = two_nodes()?;
     let node = stage.node(HIT).clone();
     let device = || node.run_ok(&["ip", "-d", "link", "show", "weft.1"]);

@@ -30,6 +30,7 @@ fn lesson() -> Topology {
 
 #[test]
 fn the_first_sync() -> Result<()> {
+    e2e::needs_lab!("strace");
     let change =
         Change { topology: lesson(), before: None, after: json!({}), devices: &["weft.1"] };
     killed_everywhere("first sync", &change)
@@ -37,6 +38,7 @@ fn the_first_sync() -> Result<()> {
 
 #[test]
 fn a_sync_from_another_vni() -> Result<()> {
+    e2e::needs_lab!("strace");
     let topology = lesson();
     let map = topology.node_map();
     let before = Some((json!({ "vni": 9, "mtu": 1300, "ipMasq": false }), map));
@@ -51,6 +53,7 @@ fn neighbours() -> Topology {
 
 #[test]
 fn a_sync_from_tunnel_to_native() -> Result<()> {
+    e2e::needs_lab!("strace");
     let topology = neighbours();
     let before = Some((json!({}), topology.node_map()));
     let after = json!({ "routingMode": "native" });
@@ -59,6 +62,7 @@ fn a_sync_from_tunnel_to_native() -> Result<()> {
 
 #[test]
 fn a_sync_from_native_to_tunnel() -> Result<()> {
+    e2e::needs_lab!("strace");
     let topology = neighbours();
     let before = Some((json!({ "routingMode": "native" }), topology.node_map()));
     let change = Change { topology, before, after: json!({}), devices: &["weft.1"] };
@@ -67,6 +71,7 @@ fn a_sync_from_native_to_tunnel() -> Result<()> {
 
 #[test]
 fn a_sync_after_nodes_left() -> Result<()> {
+    e2e::needs_lab!("strace");
     let topology = lesson();
     let mut map = topology.node_map();
     let gone = (1..=60).map(|number| {

@@ -36,6 +36,7 @@ fn was(trigger: &str, changes: u64) -> (String, u64) {
 
 #[test]
 fn the_last_sync_is_told_by_trigger_and_changes() -> Result<()> {
+    e2e::needs_lab!();
     let stage = Stage::new(json!({}))?;
     let node = stage.node(HIT);
     let [sync, change] = last(&stage)?;
@@ -78,6 +79,7 @@ fn the_last_sync_is_told_by_trigger_and_changes() -> Result<()> {
 
 #[test]
 fn a_sync_that_failed_is_told_too() -> Result<()> {
+    e2e::needs_lab!();
     let stage = Stage::new(json!({}))?;
     let node = stage.node(HIT);
     let map = node.read_file(NODE_MAP)?;
@@ -106,6 +108,7 @@ fn sync(stage: &Stage, code: i32) -> Result<Output> {
 
 #[test]
 fn what_no_sync_can_better_is_no_failure() -> Result<()> {
+    e2e::needs_lab!();
     let mut stage = Stage::new(json!({}))?;
     // The nodes have no IPv6 address to send IPv6 pods' packets to.
     stage.configure(HIT, json!({ "routingMode": "native" }))?;

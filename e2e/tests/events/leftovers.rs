@@ -33,6 +33,7 @@ fn files(stage: &Stage) -> Result<String> {
 
 #[test]
 fn teardown_of_one_network_spares_the_other() -> Result<()> {
+    e2e::needs_lab!();
     let stage = Stage::new(json!({}))?;
     other(&stage)?;
     let node = stage.node(HIT);
@@ -56,6 +57,7 @@ fn teardown_of_one_network_spares_the_other() -> Result<()> {
 
 #[test]
 fn teardown_leaves_a_lock_that_is_held() -> Result<()> {
+    e2e::needs_lab!();
     let stage = Stage::new(json!({}))?;
     let node = stage.node(HIT);
     let path = node.path("/run/weft/attachments.lock");
@@ -83,6 +85,7 @@ fn teardown_leaves_a_lock_that_is_held() -> Result<()> {
 /// What was marked with the old number goes, and nobody else's.
 #[test]
 fn another_route_protocol() -> Result<()> {
+    e2e::needs_lab!();
     let mut stage = Stage::new(json!({}))?;
     let traffic = stage.traffic()?;
     for (trigger, protocol) in TRIGGERS.into_iter().zip([90, 91, 92]) {
@@ -108,6 +111,7 @@ fn another_route_protocol() -> Result<()> {
 
 #[test]
 fn another_name() -> Result<()> {
+    e2e::needs_lab!();
     let stage = Stage::new(json!({}))?;
     let node = stage.node(HIT);
     let mut renamed = conflist(json!({}));
@@ -132,6 +136,7 @@ fn another_name() -> Result<()> {
 /// The device of a network is told from another program's.
 #[test]
 fn a_clash_with_another_network_names_it() -> Result<()> {
+    e2e::needs_lab!();
     let stage = Stage::new(json!({}))?;
     let mut second = conflist(json!({ "device": "weft.b", "routeProtocol": 89 }));
     second["name"] = json!("second");
@@ -149,6 +154,7 @@ fn a_clash_with_another_network_names_it() -> Result<()> {
 /// to the kernel leaves none that does.
 #[test]
 fn no_device_is_up_without_its_guard() -> Result<()> {
+    e2e::needs_lab!("strace");
     let stage = Stage::without_pods(
         e2e::Topology::lesson(e2e::Families::V4, e2e::Families::Both),
         json!({}),

@@ -171,17 +171,20 @@ const GETS_A_RANGE: Event = Event {
 
 #[test]
 fn nodes_join_leave_and_move() -> Result<()> {
+    e2e::needs_lab!();
     Scene::tunnel()?.play(&[&JOINS, &LEAVES, &MOVES_KERNEL_FIRST, &MOVES_MAP_FIRST])
 }
 
 #[test]
 fn nodes_reboot_and_are_rebuilt_and_get_ranges() -> Result<()> {
+    e2e::needs_lab!();
     Scene::tunnel()?.play(&[&REBOOTS, &REBUILT, &EXCHANGED, &GETS_A_RANGE])
 }
 
 /// A neighbour's address is a gateway here.
 #[test]
 fn nodes_on_one_link_do_the_same_without_a_tunnel() -> Result<()> {
+    e2e::needs_lab!();
     Scene::native()?.play(&[
         &Event { name: "native: node joins", ..JOINS },
         &Event { name: "native: node leaves", ..LEAVES },

@@ -27,6 +27,7 @@ fn leases(stage: &Stage) -> Result<String> {
 /// for ever.
 #[test]
 fn a_container_goes_though_its_ipam_plugin_is_in_the_configuration_no_more() -> Result<()> {
+    e2e::needs_lab!();
     let mut stage = Stage::new(json!({}))?;
     let ends = host_ends(&stage)?;
     let chain = &mut stage.chains[HIT];
@@ -43,6 +44,7 @@ fn a_container_goes_though_its_ipam_plugin_is_in_the_configuration_no_more() -> 
 
 #[test]
 fn gc_removes_links_though_the_ipam_plugin_is_missing() -> Result<()> {
+    e2e::needs_lab!();
     let mut stage = Stage::new(json!({}))?;
     let ends = host_ends(&stage)?;
     stage.node(HIT).sh(&format!("rm -f {}/*", e2e::RESULTS))?;
@@ -63,6 +65,7 @@ fn gc_removes_links_though_the_ipam_plugin_is_missing() -> Result<()> {
 
 #[test]
 fn status_tells_a_wrong_configuration_from_a_node_that_is_not_ready() -> Result<()> {
+    e2e::needs_lab!();
     let mut stage = Stage::new(json!({}))?;
     let bad = [
         conflist(json!({ "vni": 0 })),
@@ -88,6 +91,7 @@ fn status_tells_a_wrong_configuration_from_a_node_that_is_not_ready() -> Result<
 
 #[test]
 fn the_command_tells_what_is_odd_and_goes_on() -> Result<()> {
+    e2e::needs_lab!();
     let stage = Stage::new(json!({}))?;
     let node = stage.node(HIT);
     for (name, text) in [

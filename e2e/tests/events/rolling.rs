@@ -64,6 +64,7 @@ impl Roll {
 
 #[test]
 fn the_vni_is_changed_node_by_node() -> Result<()> {
+    e2e::needs_lab!();
     let mut roll = Roll::new()?;
     let mut old = 1;
     for (vni, trigger) in (7..).zip(TRIGGERS) {
@@ -79,6 +80,7 @@ fn the_vni_is_changed_node_by_node() -> Result<()> {
 
 #[test]
 fn the_mode_is_changed_node_by_node_and_back() -> Result<()> {
+    e2e::needs_lab!();
     let mut roll = Roll::new()?;
     for number in 1..=4 {
         let route = format!("ip route add 10.0.{number}.0/24 via 192.168.{number}.1");

@@ -51,6 +51,7 @@ fn calls_of_an_add(count: usize) -> Result<Vec<String>> {
 
 #[test]
 fn an_add_makes_the_same_calls_whatever_the_number_of_peers() -> Result<()> {
+    e2e::needs_lab!("strace");
     let few = calls_of_an_add(10)?;
     let many = calls_of_an_add(1_000)?;
     ensure!(few.iter().any(|call| call == "pread64"), "no stamp was read: {few:?}");

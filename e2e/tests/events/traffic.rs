@@ -225,6 +225,7 @@ impl Stream {
 /// That the assertion can fail: a node whose device is down for a second.
 #[test]
 fn a_stall_is_noticed() -> Result<()> {
+    e2e::needs_lab!();
     let stage = Stage::new(serde_json::json!({}))?;
     let streams = stage.streams([0, 1])?;
     let mark = streams.mark()?;

@@ -55,6 +55,7 @@ pub(crate) fn start_command(kept: &str) -> Result<Vec<String>> {
 
 #[test]
 fn systemd_finds_nothing_wrong_with_the_units() -> Result<()> {
+    testing::need!(testing::program("systemd-analyze"));
     let dir = std::env::temp_dir().join(format!("weft-units-{}", std::process::id()));
     fs::create_dir_all(&dir)?;
     let weft = weft_bin_dir()?.join("weft").display().to_string();
@@ -82,6 +83,7 @@ fn systemd_finds_nothing_wrong_with_the_units() -> Result<()> {
 /// The service's capabilities are enough for all that a sync does.
 #[test]
 fn the_services_capabilities_are_enough() -> Result<()> {
+    e2e::needs_lab!();
     let stage = Stage::new(json!({}))?;
     let node = stage.node(HIT);
     let sync = |kept: &str| node.run(&start_command(kept)?);
@@ -100,6 +102,7 @@ fn the_services_capabilities_are_enough() -> Result<()> {
 /// And so are its system calls.
 #[test]
 fn the_services_system_calls_are_enough() -> Result<()> {
+    e2e::needs_lab!("strace", "systemd-analyze");
     let mut allowed = BTreeSet::new();
     for word in setting("SystemCallFilter")? {
         allow(&word, &mut allowed)?;

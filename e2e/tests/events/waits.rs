@@ -43,6 +43,7 @@ fn stopped_holder(node: &Node) -> Result<String> {
 
 #[test]
 fn a_stopped_process_has_the_lock() -> Result<()> {
+    e2e::needs_lab!();
     let stage = Stage::new(json!({}))?;
     let node = stage.node(HIT);
     let holder = stopped_holder(node)?;
@@ -79,6 +80,7 @@ fn a_stopped_process_has_the_lock() -> Result<()> {
 /// A lock's file that is removed by whoever had the lock is no lock any more.
 #[test]
 fn a_lock_that_was_removed_is_not_believed() -> Result<()> {
+    e2e::needs_lab!();
     let stage = Stage::new(json!({}))?;
     let node = stage.node(HIT);
     let held = File::options().read(true).write(true).open(node.path(LOCK))?;
@@ -109,6 +111,7 @@ fn a_lock_that_was_removed_is_not_believed() -> Result<()> {
 /// the plugins say what they know when their time is over.
 #[test]
 fn a_status_is_over_in_time_however_slow_the_map_is() -> Result<()> {
+    e2e::needs_lab!("perl");
     let stage = Stage::new(json!({}))?;
     let node = stage.node(HIT);
     node.sh("rm /run/weft/pods.stamp; ip route del 10.0.2.0/24")?;

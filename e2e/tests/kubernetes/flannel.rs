@@ -175,6 +175,7 @@ fn migrate(node: &Node, image: &Path, map: &str, pod: &mut (Chain, Pod)) -> Resu
 
 #[test]
 fn nodes_go_from_flannel_to_weft_one_by_one() -> Result<()> {
+    e2e::needs_lab!("busybox", "iptables", "/usr/lib/cni/bridge");
     let lab = Lab::lesson()?;
     let mut pods = Vec::new();
     for (index, node) in lab.nodes().iter().enumerate() {

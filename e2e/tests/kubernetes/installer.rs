@@ -86,6 +86,7 @@ fn install_with_map(node: &Node, image: &Path, map: &str, uid: &str) -> Result<(
 
 #[test]
 fn the_init_container_installs_a_node_and_replaces_what_it_installed() -> Result<()> {
+    e2e::needs_lab!("busybox");
     let lab = Lab::lesson()?;
     let image = image()?;
     let map = import(&lab.nodes()[0], &node_list(&lab)?)?;
@@ -121,6 +122,7 @@ fn the_init_container_installs_a_node_and_replaces_what_it_installed() -> Result
 /// What `kind.sh install copy` copies to the nodes of a cluster, on the lab's.
 #[test]
 fn kind_installs_a_node() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson()?;
     let scratch = Scratch::new("kind")?;
     let (stage, list) = (scratch.path().join("stage"), scratch.path().join("nodelist.json"));
@@ -139,6 +141,7 @@ fn kind_installs_a_node() -> Result<()> {
 /// The documented removal leaves a node as it was before weft, forwarding apart.
 #[test]
 fn the_documented_removal_leaves_nothing() -> Result<()> {
+    e2e::needs_lab!("busybox");
     let lab = Lab::lesson()?;
     let node = &lab.nodes()[0];
     with_own_opt(node)?;

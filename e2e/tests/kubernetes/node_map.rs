@@ -61,6 +61,7 @@ fn come_and_go(node: &Node, runtime: &Chain, name: &str) -> Result<()> {
 
 #[test]
 fn a_map_that_kubelet_swaps_under_syncs_and_adds_is_always_whole() -> Result<()> {
+    e2e::needs_lab!("busybox");
     let lab = Lab::lesson()?;
     let (runtime, mut volume) = installed(&lab, 0)?;
     let node = &lab.nodes()[0];
@@ -100,6 +101,7 @@ fn a_map_that_kubelet_swaps_under_syncs_and_adds_is_always_whole() -> Result<()>
 
 #[test]
 fn the_next_add_follows_a_change_and_a_new_pod() -> Result<()> {
+    e2e::needs_lab!("busybox");
     let lab = Lab::lesson()?;
     let (runtime, mut volume) = installed(&lab, 0)?;
     let node = &lab.nodes()[0];
@@ -121,6 +123,7 @@ fn the_next_add_follows_a_change_and_a_new_pod() -> Result<()> {
 /// last good copy, and says so, until another pod's copy is linked.
 #[test]
 fn a_node_whose_copy_is_gone_goes_on_with_the_last_good_one() -> Result<()> {
+    e2e::needs_lab!("busybox");
     let lab = Lab::lesson()?;
     let (runtime, volume) = installed(&lab, 5)?;
     let node = &lab.nodes()[0];
@@ -145,6 +148,7 @@ fn a_node_whose_copy_is_gone_goes_on_with_the_last_good_one() -> Result<()> {
 /// with the first copy that has one.
 #[test]
 fn a_node_waits_for_its_first_map() -> Result<()> {
+    e2e::needs_lab!("busybox");
     let lab = Lab::lesson()?;
     let node = &lab.nodes()[0];
     with_own_opt(node)?;
@@ -187,6 +191,7 @@ fn measured(node: &Node, name: &str, ranges: &[&str], count: usize) -> Result<(u
 /// The figures of the documentation.
 #[test]
 fn a_config_map_holds_as_many_nodes_as_documented() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson()?;
     let node = &lab.nodes()[0];
     let v4 = &["10.HI.LO.0/24"][..];

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::{Family, Lab, Node, Pod, conf, tcp_for};
 use serde_json::{Value, json};
 
-use crate::client::Libcni;
+use crate::client::{Libcni, go};
 use crate::{assert_as_before, attached, install, installed, reaches};
 
 /// Port of the node that portmap maps to iperf3's own in the pod.
@@ -112,11 +112,15 @@ fn chained(plugins: &[Value]) -> Result<()> {
 
 #[test]
 fn reference_plugins_after_ours() -> Result<()> {
+    e2e::needs_lab!("strip", "iperf3", "iptables", "/usr/lib/cni/portmap");
+    testing::need!(go());
     chained(&[&[veth(), routing()][..], &reference()].concat())
 }
 
 #[test]
 fn reference_plugins_between_ours() -> Result<()> {
+    e2e::needs_lab!("strip", "iperf3", "iptables", "/usr/lib/cni/portmap");
+    testing::need!(go());
     chained(&[&[veth()][..], &reference(), &[routing()]].concat())
 }
 
@@ -168,11 +172,15 @@ fn ipam() -> Value {
 
 #[test]
 fn routing_behind_the_reference_ptp() -> Result<()> {
+    e2e::needs_lab!("strip", "/usr/lib/cni/ptp");
+    testing::need!(go());
     behind(&json!({ "type": "ptp", "ipam": ipam() }))
 }
 
 #[test]
 fn routing_behind_the_reference_bridge() -> Result<()> {
+    e2e::needs_lab!("strip", "/usr/lib/cni/bridge");
+    testing::need!(go());
     behind(&json!({ "type": "bridge", "bridge": "cni0", "isGateway": true,
                     "hairpinMode": true, "ipam": ipam() }))
 }

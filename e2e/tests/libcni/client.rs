@@ -66,6 +66,19 @@ impl<'a> Libcni<'a> {
     }
 }
 
+/// Debian's packages that the client is compiled from.
+const GO_PATH: &str = "/usr/share/gocode";
+
+/// What compiles it.
+pub(crate) fn go() -> Result<(), String> {
+    testing::program("go")?;
+    let libcni = Path::new(GO_PATH).join("src/github.com/containernetworking/cni/libcni");
+    match libcni.is_dir() {
+        true => Ok(()),
+        false => Err(format!("{} is missing", libcni.display())),
+    }
+}
+
 /// The client, compiled once.
 pub(crate) fn executable() -> Result<PathBuf> {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
@@ -78,7 +91,7 @@ pub(crate) fn executable() -> Result<PathBuf> {
     Ok(BUILT.get_or_init(|| path).clone())
 }
 
-/// Compiles as Debian's own packages are, against the sources in /usr/share/gocode; to a
+/// Compiles as Debian's own packages are, against the sources in [`GO_PATH`]; to a
 /// name of this process's, then by rename.
 fn build() -> Result<PathBuf> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -90,11 +103,11 @@ fn build() -> Result<PathBuf> {
         .arg(".")
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("libcni-client"))
         .env("GO111MODULE", "off")
-        .env("GOPATH", "/usr/share/gocode")
+        .env("GOPATH", GO_PATH)
         .env("GOCACHE", target.join("go-cache"))
         .env("CGO_ENABLED", "0")
         .output()
-        .context("cannot run go (Debian: golang-go, golang-github-appc-cni-dev)")?;
+        .context("cannot run go")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "go build: {said}");
     fs::rename(&temporary, &path).with_context(|| path.display().to_string())?;

@@ -100,6 +100,7 @@ fn assert_installed(node: &Node) -> Result<()> {
 
 #[test]
 fn five_names_one_file_map_and_conflist() -> Result<()> {
+    e2e::needs_lab!("strip");
     let stage = Stage::new()?;
     let said = stage.weft("new", "install", &[])?;
     assert!(said.contains(CONFLIST) && said.contains("host-local"), "{said}");
@@ -130,6 +131,7 @@ fn five_names_one_file_map_and_conflist() -> Result<()> {
 
 #[test]
 fn what_is_not_ours_is_refused_or_kept_and_put_back() -> Result<()> {
+    e2e::needs_lab!("strip", "/usr/lib/cni/ptp");
     let stage = Stage::new()?;
     stage.foreign()?;
     let before = stage.listing()?;
@@ -171,6 +173,7 @@ fn what_is_not_ours_is_refused_or_kept_and_put_back() -> Result<()> {
 
 #[test]
 fn what_nobody_could_use_is_refused_before_anything_changes() -> Result<()> {
+    e2e::needs_lab!("strip");
     let stage = Stage::new()?;
     let node = stage.node();
     stage.weft("old", "install", &[])?;
@@ -215,6 +218,7 @@ fn what_nobody_could_use_is_refused_before_anything_changes() -> Result<()> {
 
 #[test]
 fn executables_are_replaced_while_they_run() -> Result<()> {
+    e2e::needs_lab!("strip");
     let stage = Stage::new()?;
     let node = stage.node();
     stage.weft("old", "install", &[])?;
@@ -305,6 +309,7 @@ fn assert_nothing_lost(stage: &Stage, sizes: &[u64], reference: &str, upgrade: b
 
 #[test]
 fn a_killed_install_is_completed_by_the_next() -> Result<()> {
+    e2e::needs_lab!("strip", "strace", "/usr/lib/cni/bridge");
     let stage = Stage::new()?;
     let node = stage.node();
     let words = [&["install", "--replace-foreign"], &INPUT[..]].concat();
@@ -350,6 +355,7 @@ fn a_killed_install_is_completed_by_the_next() -> Result<()> {
 
 #[test]
 fn a_killed_uninstall_is_completed_by_the_next() -> Result<()> {
+    e2e::needs_lab!("strip", "strace", "/usr/lib/cni/bridge");
     let stage = Stage::new()?;
     let node = stage.node();
     let words = [&["uninstall"], &INPUT[..]].concat();

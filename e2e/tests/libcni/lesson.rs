@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use e2e::{Family, Lab, PingOptions, RESULTS, conf, ping};
 use serde_json::{Value, json};
 
-use crate::client::Libcni;
+use crate::client::{Libcni, go};
 use crate::{assert_as_before, attached, install, installed, reaches};
 
 fn weft(words: &[&str]) -> Vec<String> {
@@ -14,6 +14,8 @@ fn weft(words: &[&str]) -> Vec<String> {
 
 #[test]
 fn three_nodes_by_tunnel_then_natively() -> Result<()> {
+    e2e::needs_lab!("strip");
+    testing::need!(go());
     let lab = installed(Lab::lesson()?, &conf::TUNNEL.parse()?)?;
     let mut pods = Vec::new();
     let mut before = Vec::new();
@@ -69,6 +71,8 @@ fn in_version(version: &str) -> Result<Value> {
 
 #[test]
 fn each_version_that_libcni_speaks() -> Result<()> {
+    e2e::needs_lab!("strip");
+    testing::need!(go());
     let lab = installed(Lab::lesson()?, &in_version("1.0.0")?)?;
     let node = lab.node("worker1")?;
     let cni = Libcni::new(node)?;
@@ -103,6 +107,8 @@ fn each_version_that_libcni_speaks() -> Result<()> {
 
 #[test]
 fn del_by_the_cache_after_the_conflist_changed() -> Result<()> {
+    e2e::needs_lab!("strip");
+    testing::need!(go());
     let tunnel: Value = conf::TUNNEL.parse()?;
     let lab = installed(Lab::lesson()?, &tunnel)?;
     let node = lab.node("worker1")?;

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use e2e::{Block, Lab, Node, blocks};
 
-use crate::client::executable;
+use crate::client::{executable, go};
 
 /// Builds the release before a node is entered, which has no way to what cargo fetches from.
 fn build(root: &Path) -> Result<()> {
@@ -27,6 +27,8 @@ fn prepare(node: &Node) -> Result<String> {
 
 #[test]
 fn readme() -> Result<()> {
+    e2e::needs_lab!();
+    testing::need!(go());
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace")?;
     build(root)?;
     let lab = Lab::lesson()?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::{Lab, Section, conf};
 use serde_json::{Value, json};
 
-use crate::client::Libcni;
+use crate::client::{Libcni, go};
 use crate::{assert_as_before, attached, install, installed};
 
 /// Pods that are made and removed at a time.
@@ -14,6 +14,8 @@ const PODS: usize = 6;
 
 #[test]
 fn pods_come_and_go_while_weft_is_replaced() -> Result<()> {
+    e2e::needs_lab!("strip");
+    testing::need!(go());
     let upgrades = if std::env::var_os("WEFT_SOAK").is_some() { 200 } else { 50 };
     let lab = installed(Lab::lesson()?, &conf::TUNNEL.parse()?)?;
     let node = lab.node("worker1")?;

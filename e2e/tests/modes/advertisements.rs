@@ -51,6 +51,8 @@ fn advertised(place: &Place) -> Result<Vec<Value>> {
 
 #[test]
 fn a_pod_s_change_nothing_on_its_node() -> Result<()> {
+    e2e::needs_lab!();
+    testing::need!(testing::privilege());
     let topology = Topology::lesson(Families::Both, Families::Both);
     for spoof_check in [true, false] {
         let veth = json!({ "spoofCheck": spoof_check });
@@ -85,6 +87,8 @@ fn a_pod_s_change_nothing_on_its_node() -> Result<()> {
 
 #[test]
 fn a_node_that_lives_on_them_keeps_its_default_route() -> Result<()> {
+    e2e::needs_lab!();
+    testing::need!(testing::privilege());
     let topology = Topology::lesson(Families::Both, Families::Both);
     let cluster = Cluster::start(topology, &conflist(json!({})))?;
     let (worker1, router) = (cluster.node("worker1")?, cluster.lab().router());

@@ -257,11 +257,15 @@ fn fragment_header(next: u8, offset: u16, more: bool) -> Vec<u8> {
 
 #[test]
 fn over_ipv4() -> Result<()> {
+    e2e::needs_lab!();
+    testing::need!(testing::privilege());
     Fortress::start(Family::V4)?.withstands()
 }
 
 #[test]
 fn over_ipv6() -> Result<()> {
+    e2e::needs_lab!();
+    testing::need!(testing::privilege());
     Fortress::start(Family::V6)?.withstands()
 }
 
@@ -276,6 +280,7 @@ fn is_tracked(cluster: &Cluster, from: &Pod, to: &Pod) -> Result<bool> {
 
 #[test]
 fn the_tunnel_is_not_tracked_unless_asked_for() -> Result<()> {
+    e2e::needs_lab!();
     let keys = |no_track: bool| conflist_of(json!({}), json!({ "noTrack": no_track }));
     for no_track in [true, false] {
         let topology = Topology::lesson(Families::V4, Families::V4);
@@ -289,6 +294,7 @@ fn the_tunnel_is_not_tracked_unless_asked_for() -> Result<()> {
 /// worker2's own address is known to nobody but the router, which translates it.
 #[test]
 fn a_node_behind_nat_is_reached_by_its_tunnel_address() -> Result<()> {
+    e2e::needs_lab!();
     const PUBLIC: &str = "198.51.100.44";
     let topology = Topology::lesson(Families::V4, Families::Both);
     let mut map = topology.node_map();

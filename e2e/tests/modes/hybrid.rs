@@ -60,6 +60,7 @@ fn members(cluster: &Cluster) -> Result<Vec<Member>> {
 /// captures.
 #[test]
 fn every_range_of_a_pair_of_nodes_goes_the_same_way() -> Result<()> {
+    e2e::needs_lab!();
     let routing = json!({
         "routingMode": "hybrid",
         "ipv4NativeRoutingCIDR": "10.0.0.0/8", "ipv6NativeRoutingCIDR": ["fd10::/16"],
@@ -114,6 +115,7 @@ fn assert_way(frames: &[Frame], size: u32, (from, to): (IpAddr, IpAddr), tunnell
 /// `weft plan` finds nothing to do then: both ends hold what they shall.
 #[test]
 fn links_decide_both_ways_at_once() -> Result<()> {
+    e2e::needs_lab!();
     let routing = json!({
         "routingMode": "hybrid",
         "links": ["192.168.1.0/24", "192.168.2.0/24"],
@@ -151,6 +153,7 @@ fn links_decide_both_ways_at_once() -> Result<()> {
 /// alike, the kernel's routes are used as they are, and the operator is told.
 #[test]
 fn a_shared_link_that_the_host_s_routes_deny_is_reported() -> Result<()> {
+    e2e::needs_lab!();
     let routing = json!({ "routingMode": "hybrid", "links": ["192.168.0.0/16"] });
     let topology = Topology::nodes(2, Spread::Own, Families::V4, Families::V4);
     let cluster = Cluster::start(topology, &conflist(routing))?;

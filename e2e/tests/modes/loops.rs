@@ -106,34 +106,40 @@ impl Range {
 
 #[test]
 fn in_tunnel_mode() -> Result<()> {
+    e2e::needs_lab!();
     // The tunnel is one hop: node1 takes one off for its pod.
     Range::start(Spread::Own, json!({}), None)?.ends_every_packet(TTL - 1)
 }
 
 #[test]
 fn in_native_mode() -> Result<()> {
+    e2e::needs_lab!();
     Range::start(Spread::Own, native(), None)?.ends_every_packet(TTL - 2)
 }
 
 /// Neither daemon takes the route away that ends it, nor gives another way out.
 #[test]
 fn in_native_mode_with_bird() -> Result<()> {
+    e2e::needs_lab!("bird");
     Range::start(Spread::Own, native(), Some(Daemon::Bird))?.ends_every_packet(TTL - 2)
 }
 
 #[test]
 fn in_native_mode_with_frr() -> Result<()> {
+    e2e::needs_lab!("vtysh", "/usr/lib/frr/bgpd");
     Range::start(Spread::Own, native(), Some(Daemon::Frr))?.ends_every_packet(TTL - 2)
 }
 
 #[test]
 fn in_hybrid_mode_on_a_shared_link() -> Result<()> {
+    e2e::needs_lab!();
     Range::start(Spread::Shared(2), hybrid(), None)?.ends_every_packet(TTL - 1)
 }
 
 /// What the captures show without the route that ends it.
 #[test]
 fn without_the_own_range_route_packets_bounce() -> Result<()> {
+    e2e::needs_lab!();
     let range = Range::start(Spread::Own, native(), None)?;
     range.cluster.set_rp_filter("0")?;
     let node2 = range.cluster.node("node2")?;

@@ -135,6 +135,8 @@ impl Served {
 
 #[test]
 fn in_tunnel_mode() -> Result<()> {
+    e2e::needs_lab!();
+    testing::need!(testing::privilege());
     let served = Served::start(json!({}))?;
     served.assert_services(pod_network)?;
     served.cluster.route_to("worker2")?;
@@ -143,6 +145,8 @@ fn in_tunnel_mode() -> Result<()> {
 
 #[test]
 fn in_native_mode() -> Result<()> {
+    e2e::needs_lab!();
+    testing::need!(testing::privilege());
     let served = Served::start(native_keys())?;
     served.cluster.route_to_all()?;
     served.assert_services(|node, family| node.address(family))?;
@@ -153,6 +157,8 @@ fn in_native_mode() -> Result<()> {
 /// the tunnel.
 #[test]
 fn in_hybrid_mode() -> Result<()> {
+    e2e::needs_lab!();
+    testing::need!(testing::privilege());
     let hybrid = json!({
         "routingMode": "hybrid",
         "ipv4NativeRoutingCIDR": ["10.0.1.0/24", "10.0.2.0/24"],
@@ -183,6 +189,8 @@ fn seen_outside(cluster: &Cluster, pod: &Pod, family: Family) -> Result<IpAddr> 
 
 #[test]
 fn off_and_on_again_and_not_for_some_destinations() -> Result<()> {
+    e2e::needs_lab!();
+    testing::need!(testing::privilege());
     let off = conflist(json!({ "ipMasq": false }));
     let mut cluster = Cluster::start(topology(), &off)?;
     let pod = cluster.pod("worker1", "pod-a")?;
@@ -218,6 +226,8 @@ fn off_and_on_again_and_not_for_some_destinations() -> Result<()> {
 /// the tunnel what came beside it, so that pods' addresses do not show there.
 #[test]
 fn native_cidrs_exempt_nodes_only_where_the_answer_comes_back() -> Result<()> {
+    e2e::needs_lab!();
+    testing::need!(testing::privilege());
     let keys = |mode: &str| {
         json!({
             "routingMode": mode,

@@ -316,7 +316,14 @@ fn full_size(from: &Place, to: IpAddr, most: u32) -> Result<()> {
     Ok(())
 }
 
+/// A test's whole body.
 fn works(mode: Mode, pods: Families) -> Result<()> {
+    e2e::needs_lab!();
+    match mode.router {
+        Learns::Bgp(Daemon::Bird) => e2e::needs_lab!("bird"),
+        Learns::Bgp(Daemon::Frr) => e2e::needs_lab!("vtysh", "/usr/lib/frr/bgpd"),
+        Learns::Static(_) => {}
+    }
     let mut cell = Cell::start(mode, pods)?;
     for pod in &cell.pods {
         assert_eq!(mtu(pod, "eth0")?, u64::from(cell.mode.mtu[0]), "{}", pod.name());

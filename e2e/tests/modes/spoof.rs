@@ -115,12 +115,16 @@ impl Town {
 
 #[test]
 fn with_any_rp_filter() -> Result<()> {
+    e2e::needs_lab!();
+    testing::need!(testing::privilege());
     let town = Town::start(true)?;
     ["0", "1", "2"].into_iter().try_for_each(|value| town.is_safe(value))
 }
 
 #[test]
 fn unless_the_check_is_off() -> Result<()> {
+    e2e::needs_lab!();
+    testing::need!(testing::privilege());
     let mut town = Town::start(false)?;
     town.set_rp_filter("0")?;
     for family in FAMILIES {

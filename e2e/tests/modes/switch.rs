@@ -222,6 +222,7 @@ fn assert_native(switched: &Switched) -> Result<()> {
 
 #[test]
 fn from_tunnel_to_native_and_back_under_living_pods() -> Result<()> {
+    e2e::needs_lab!();
     let mut cluster = Switched::start()?;
     let worker1 = Place::clone(cluster.cluster.node("worker1")?);
     let pods = [state(&cluster.pods[0])?, state(&cluster.pods[1])?];
@@ -270,6 +271,8 @@ fn assert_same_but_for_indexes(before: &Snapshot, after: &Snapshot) {
 
 #[test]
 fn a_connection_survives_the_switch_and_the_way_back() -> Result<()> {
+    e2e::needs_lab!();
+    testing::need!(testing::privilege());
     for family in [Family::V4, Family::V6] {
         let mut cluster = Switched::start()?;
         let [a, b] = cluster.pods.clone();
@@ -336,6 +339,8 @@ impl Talk {
 /// address is the pod network's in the tunnel and the node's natively.
 #[test]
 fn a_connection_of_the_node_itself_stands_still_until_its_way_is_back() -> Result<()> {
+    e2e::needs_lab!();
+    testing::need!(testing::privilege());
     let mut cluster = Switched::start()?;
     let worker1 = Node::clone(cluster.cluster.node("worker1")?);
     let pod = cluster.pods[1].clone();
@@ -380,6 +385,7 @@ fn a_connection_of_the_node_itself_stands_still_until_its_way_is_back() -> Resul
 /// Without a `weft sync`: the next pod's ADD brings its node along, and only its node.
 #[test]
 fn the_next_pod_brings_its_node_along() -> Result<()> {
+    e2e::needs_lab!();
     let mut cluster = Switched::start()?;
     cluster.cluster.set_conflist(&native())?;
     cluster.cluster.pod("worker1", "pod-c")?;
@@ -405,6 +411,7 @@ fn peer_routes(node: &Place, family: &str) -> Result<Vec<String>> {
 
 #[test]
 fn native_peers_on_the_same_link_get_routes_unless_told_otherwise() -> Result<()> {
+    e2e::needs_lab!();
     let native =
         |auto: bool| conflist(json!({ "routingMode": "native", "autoDirectNodeRoutes": auto }));
     let topology = Topology::nodes(3, Spread::Shared(2), Families::Both, Families::Both);
@@ -423,6 +430,7 @@ fn native_peers_on_the_same_link_get_routes_unless_told_otherwise() -> Result<()
 
 #[test]
 fn a_peer_off_the_link_is_an_error_where_it_may_not_be_skipped() -> Result<()> {
+    e2e::needs_lab!();
     let strict = json!({ "routingMode": "native", "directRoutingSkipUnreachable": false });
     let topology = Topology::nodes(3, Spread::Shared(2), Families::V4, Families::V4);
     let mut cluster = Cluster::start(topology, &conflist(json!({})))?;

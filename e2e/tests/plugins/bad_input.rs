@@ -177,6 +177,7 @@ fn run(make: impl FnOnce(&mut Maker, &Node) -> Result<()>) -> Result<()> {
 
 #[test]
 fn environment() -> Result<()> {
+    e2e::needs_lab!();
     run(|make, _| {
         let variables: [(&str, &str, &str, &[&str]); 14] = [
             ("no container", "CNI_CONTAINERID", "", &["ADD", "CNI_CONTAINERID"]),
@@ -210,6 +211,7 @@ fn environment() -> Result<()> {
 
 #[test]
 fn namespace() -> Result<()> {
+    e2e::needs_lab!();
     run(|make, _| {
         let gone = "/run/netns/gone";
         let made = [
@@ -244,6 +246,7 @@ fn namespace() -> Result<()> {
 
 #[test]
 fn standard_input() -> Result<()> {
+    e2e::needs_lab!();
     run(|make, _| {
         let texts: [(&str, &[u8]); 6] = [
             ("nothing", b""),
@@ -303,6 +306,7 @@ fn standard_input() -> Result<()> {
 
 #[test]
 fn configuration_of_veth() -> Result<()> {
+    e2e::needs_lab!();
     run(|make, _| {
         let cases: [(&str, Value, &[&str]); 14] = [
             ("no ipam", json!({ "ipam": null }), &["ipam"]),
@@ -333,6 +337,7 @@ fn configuration_of_veth() -> Result<()> {
 
 #[test]
 fn delegated_ipam() -> Result<()> {
+    e2e::needs_lab!();
     let programs = Programs::new(
         "ipam",
         &[
@@ -364,6 +369,7 @@ fn delegated_ipam() -> Result<()> {
 
 #[test]
 fn ranges_and_leases() -> Result<()> {
+    e2e::needs_lab!();
     let none = "true";
     run(|make, _| {
         let sets = |ranges: Value| json!({ "type": "host-local", "ranges": ranges });
@@ -440,6 +446,7 @@ fn ranges_and_leases() -> Result<()> {
 
 #[test]
 fn node_map() -> Result<()> {
+    e2e::needs_lab!();
     run(|make, node| {
         let map = node.read_file(NODE_MAP)?;
         let put = |text: &str| format!("cat >{NODE_MAP} <<'END'\n{text}\nEND\n");
@@ -512,6 +519,7 @@ fn node_map() -> Result<()> {
 
 #[test]
 fn configuration_of_routing() -> Result<()> {
+    e2e::needs_lab!();
     run(|make, _| {
         let cases: [(&str, Value, &[&str]); 20] = [
             ("mode", json!({ "routingMode": "vpn" }), &["routingMode", "vpn", "hybrid"]),
@@ -574,6 +582,7 @@ fn configuration_of_routing() -> Result<()> {
 
 #[test]
 fn kernel() -> Result<()> {
+    e2e::needs_lab!();
     let read_only = [
         "unshare",
         "--mount",
@@ -625,6 +634,7 @@ fn kernel() -> Result<()> {
 /// What worked goes on working when a change to the configuration is refused.
 #[test]
 fn refused_change_keeps_what_was_there() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     settled(node)?;
@@ -653,6 +663,7 @@ fn refused_change_keeps_what_was_there() -> Result<()> {
 /// A second ADD without DEL is refused and leaves the first as it is.
 #[test]
 fn second_add_is_refused_and_harmless() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     settled(node)?;
@@ -672,6 +683,7 @@ fn second_add_is_refused_and_harmless() -> Result<()> {
 /// The host's route to an address is another program's: nothing of the pod stays.
 #[test]
 fn address_routed_elsewhere() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     settled(node)?;

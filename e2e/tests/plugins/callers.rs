@@ -30,6 +30,7 @@ fn loopback() -> Value {
 /// in any order, DEL with an empty CNI_NETNS once the namespace is gone, STATUS all along.
 #[test]
 fn containerd() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     let bins = weft_bin_dir()?;
@@ -111,6 +112,7 @@ impl std::error::Error for Failed {}
 /// succeeds, GC once at start, CHECK right after every ADD, and of all pods after its restart.
 #[test]
 fn cri_o() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     let map = node.read_file(e2e::NODE_MAP)?;
@@ -152,6 +154,7 @@ fn cri_o() -> Result<()> {
 /// an interface for each address (libnetwork/cni/run.go).
 #[test]
 fn podman() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::start(Topology::lesson(Families::Both, Families::Both))?;
     let node = lab.node("worker1")?;
     let conflist = pods(&json!({ "cniVersion": "0.4.0" }));
@@ -185,6 +188,7 @@ fn podman() -> Result<()> {
 /// Multus: another network's interface in a pod that has `eth0` and a default route.
 #[test]
 fn multus() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     let bins = weft_bin_dir()?;

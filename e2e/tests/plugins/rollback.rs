@@ -209,11 +209,13 @@ fn veth(nth: usize, harm: Harm) -> Result<()> {
 
 #[test]
 fn veth_add_fails_at_each_step() -> Result<()> {
+    e2e::needs_lab!("strace");
     veth(5, Harm::Fail)
 }
 
 #[test]
 fn veth_add_killed_at_each_step() -> Result<()> {
+    e2e::needs_lab!("strace");
     veth(11, Harm::Kill)
 }
 
@@ -279,10 +281,12 @@ fn without_indices(listing: &str) -> Vec<String> {
 
 #[test]
 fn routing_add_fails_at_each_step() -> Result<()> {
+    e2e::needs_lab!("strace");
     routing(9, Harm::Fail)
 }
 
 #[test]
 fn routing_add_killed_at_each_step() -> Result<()> {
+    e2e::needs_lab!("strace");
     routing(17, Harm::Kill)
 }

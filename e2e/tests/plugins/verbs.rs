@@ -41,6 +41,7 @@ fn attach(plugin: &str, node: &Node, pod: &Pod) -> Result<Value> {
 
 #[test]
 fn del_succeeds_whatever_is_missing() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     node.sh("touch /run/netns/plain; mkdir /run/netns/directory; mkfifo /run/netns/fifo")?;
@@ -84,6 +85,7 @@ fn del_succeeds_whatever_is_missing() -> Result<()> {
 /// The map, the lease directory and the IPAM plugin may be gone by the time of DEL.
 #[test]
 fn del_needs_no_map() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     for damage in [
@@ -118,6 +120,7 @@ fn lab_map(node: &Node) -> Result<()> {
 
 #[test]
 fn check_holds_after_add_and_fails_for_each_thing_removed() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     let end = "$(ip -o link show type veth | sed -n 's/^[0-9]*: \\(veth[0-9a-f]*\\)@.*/\\1/p')";
@@ -157,6 +160,7 @@ fn check_holds_after_add_and_fails_for_each_thing_removed() -> Result<()> {
 
 #[test]
 fn check_of_loopback_and_host_local() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     let pod = node.pod("pod-a")?;
@@ -180,6 +184,7 @@ fn check_of_loopback_and_host_local() -> Result<()> {
 /// Another plugin after ours changes MAC, MTU and more of the interface, as it may.
 #[test]
 fn check_allows_what_a_later_plugin_changes() -> Result<()> {
+    e2e::needs_lab!("/usr/lib/cni/tuning");
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     let conflist = json!({ "cniVersion": "1.0.0", "name": "pods", "plugins": [
@@ -202,6 +207,7 @@ fn check_allows_what_a_later_plugin_changes() -> Result<()> {
 
 #[test]
 fn gc_removes_what_is_not_valid_and_nothing_else() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     let (valid, old) = ("cni.dev/valid-attachments", "cni.dev/attachments");
@@ -260,6 +266,7 @@ fn gc_removes_what_is_not_valid_and_nothing_else() -> Result<()> {
 
 #[test]
 fn status_and_version_of_every_plugin() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson_dual()?;
     let node = lab.node("worker1")?;
     settled(node)?;
@@ -299,6 +306,7 @@ fn status_and_version_of_every_plugin() -> Result<()> {
 /// refers to their address, be it in a namespace that the host has no route to.
 #[test]
 fn leases_of_the_reference_plugin_end_when_nothing_has_their_address() -> Result<()> {
+    e2e::needs_lab!();
     let lab = Lab::lesson()?;
     let node = lab.node("worker1")?;
     let idle = node.pod("idle")?;

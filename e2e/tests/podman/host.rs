@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::net::IpAddr;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use e2e::{Lab, Node, weft_bin_dir};
@@ -45,6 +46,22 @@ rm -r $image
 /// Where podman 4 puts its control groups, whichever the hierarchy.
 const CGROUPS: &str = "libpod_parent";
 
+/// What podman needs.
+pub(crate) fn prerequisites() -> Result<(), String> {
+    e2e::permitted()?;
+    testing::machine_root()?;
+    testing::programs(&["podman", "conmon", "runc", "busybox"])
+}
+
+/// podman's version where that has no CNI any more.
+pub(crate) fn without_cni() -> Result<Option<String>> {
+    let output = Command::new("podman").arg("--version").output().context("podman")?;
+    let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let number = version.strip_prefix("podman version ").and_then(|rest| rest.split('.').next());
+    let number: u32 = number.and_then(|text| text.parse().ok()).with_context(|| version.clone())?;
+    Ok((number >= 5).then_some(version))
+}
+
 /// The right to run podman, one test of this machine at a time: control groups are the machine's, not a
 /// node's. Given back with the control groups removed.
 #[derive(Debug)]
@@ -53,17 +70,11 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    /// Waits for the turn. Nothing for an ordinary user, whom the machine gives no
-    /// control groups.
-    pub(crate) fn take() -> Result<Option<Turn>> {
-        let whole = fs::read_to_string("/proc/self/uid_map")?;
-        if whole.split_whitespace().ne(["0", "0", "4294967295"]) {
-            eprintln!("skipped: control groups need the machine's root");
-            return Ok(None);
-        }
-        let lock = File::open("/usr/bin/podman").context("podman is not installed")?;
+    /// Waits for the turn.
+    pub(crate) fn take() -> Result<Turn> {
+        let lock = File::open("/usr/bin/podman").context("/usr/bin/podman")?;
         let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
-        Ok(Some(Turn { _lock: lock }))
+        Ok(Turn { _lock: lock })
     }
 }
 

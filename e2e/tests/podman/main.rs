@@ -8,7 +8,17 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, ensure};
 use e2e::{Block, Lab, Node, PingOptions, Place, Snapshot, blocks, ping};
 
-use host::{Host, Turn};
+use host::{Host, Turn, prerequisites, without_cni};
+
+/// A test's turn with podman, where there is one that has CNI.
+macro_rules! turn {
+    () => {{
+        testing::need!(prerequisites());
+        let without = without_cni()?;
+        testing::applies!(without.is_none(), "{} has no CNI", without.unwrap_or_default());
+        Turn::take()?
+    }};
+}
 
 /// The quick start's blocks: the files come first.
 fn quick_start() -> Result<Vec<Block>> {
@@ -63,7 +73,7 @@ fn http(from: &Place, address: IpAddr, port: u16) -> Result<String> {
 
 #[test]
 fn the_quick_start_works_as_it_stands() -> Result<()> {
-    let Some(turn) = Turn::take()? else { return Ok(()) };
+    let turn = turn!();
     let lab = Lab::lesson()?;
     let [here, there] = two_hosts(&lab, &turn)?;
     let before = here.node().snapshot()?;
@@ -91,7 +101,7 @@ fn the_quick_start_works_as_it_stands() -> Result<()> {
 
 #[test]
 fn containers_of_two_nodes_reach_each_other_until_they_are_removed() -> Result<()> {
-    let Some(turn) = Turn::take()? else { return Ok(()) };
+    let turn = turn!();
     let lab = Lab::lesson()?;
     let hosts = two_hosts(&lab, &turn)?;
     let before = hosts.iter().map(|host| host.node().snapshot()).collect::<Result<Vec<_>>>()?;
@@ -123,7 +133,7 @@ fn containers_of_two_nodes_reach_each_other_until_they_are_removed() -> Result<(
 
 #[test]
 fn a_pod_shares_one_interface_and_its_ports() -> Result<()> {
-    let Some(turn) = Turn::take()? else { return Ok(()) };
+    let turn = turn!();
     let lab = Lab::lesson()?;
     let [here, there] = two_hosts(&lab, &turn)?;
     let before = here.node().snapshot()?;
@@ -151,7 +161,7 @@ fn a_pod_shares_one_interface_and_its_ports() -> Result<()> {
 
 #[test]
 fn after_a_reboot_the_same_containers_start_and_no_lease_is_lost() -> Result<()> {
-    let Some(turn) = Turn::take()? else { return Ok(()) };
+    let turn = turn!();
     let lab = Lab::lesson()?;
     let [here, there] = two_hosts(&lab, &turn)?;
     for name in ["one", "two", "three"] {
