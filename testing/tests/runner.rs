@@ -35,9 +35,12 @@ fn run(name: &str, cargo: &str) -> Output {
     let scratch = std::env::temp_dir().join(format!("weft-runner-{}-{name}", std::process::id()));
     fs::create_dir(&scratch).expect("a new directory");
     let scratch = Scratch(scratch);
-    let program = scratch.0.join("cargo");
-    fs::write(&program, format!("#!/bin/sh\n{cargo}\n")).expect("a new file");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("an own file");
+    // A compiler too, which hack/rust.sh asks for its version.
+    for (name, script) in [("cargo", cargo), ("rustc", "echo rustc 9.9.9")] {
+        let program = scratch.0.join(name);
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("a new file");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("an own file");
+    }
     fs::write(scratch.0.join("skipped"), "of an earlier run\n").expect("a new file");
     let path = std::env::var("PATH").expect("PATH");
     Command::new(repository("hack/test.sh"))
