@@ -4,9 +4,19 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// What the STATUS of a plugin takes at most. A sync of ten thousand nodes that finds nothing
-/// to do takes a fraction of it, and one that does not get through has made part of the way.
-pub(crate) const STATUS: Duration = Duration::from_millis(600);
+/// Limit on the STATUS of a whole chain, documented in docs/convergence.md.
+const CHAIN: Duration = Duration::from_secs(1);
+
+/// Limit on the question whether addresses are left, `veth`'s share of [`CHAIN`].
+pub(crate) const IPAM_STATUS: Duration = Duration::from_millis(200);
+
+/// Limit on a sync by STATUS, `routing`'s share of [`CHAIN`]. A sync of ten thousand nodes
+/// that finds nothing to do takes a fraction of it, and one that is cut off has done part
+/// of its work.
+pub(crate) const SYNC_STATUS: Duration = Duration::from_millis(500);
+
+// No plugin knows what the others took; the rest is for starting their processes.
+const _: () = assert!(IPAM_STATUS.as_millis() + SYNC_STATUS.as_millis() <= CHAIN.as_millis() - 300);
 
 /// Does `work` on a thread of its own; `None` where that is not done within `time`. The
 /// thread then goes on until the process ends, which is as if it were killed.

@@ -11,7 +11,7 @@ use kernel::Rtnetlink;
 
 use crate::addresses_in_use::AddressesInUse;
 use crate::attachment::Id;
-use crate::budget::{STATUS, within};
+use crate::budget::{IPAM_STATUS, within};
 use crate::failure::{invalid_config, refused};
 use crate::node::{self, Source, Stamped};
 
@@ -115,8 +115,8 @@ fn timely_status(
     // What is wrong with the keys is not the map's fault.
     Source::of_ipam(network)?;
     let own = network.clone();
-    within(STATUS, move || status(&own)).unwrap_or_else(|| {
-        let limit = STATUS.as_millis();
+    within(IPAM_STATUS, move || status(&own)).unwrap_or_else(|| {
+        let limit = IPAM_STATUS.as_millis();
         log::warn!("whether addresses are left was not known within {limit} ms");
         Ok(())
     })

@@ -140,6 +140,7 @@ const IN_THE_WAY: &[&Event] = &[
         name: "another program's route goes",
         prepare: |scene| put_in_the_way(scene, 8),
         happen: |scene| scene.damage("ip route del unreachable 10.0.4.0/24 metric 8"),
+        settles: 1,
         seen_by_add: false,
         restores: false,
         ..DAMAGE
@@ -148,6 +149,7 @@ const IN_THE_WAY: &[&Event] = &[
         name: "another program's better route goes",
         prepare: |scene| put_in_the_way(scene, 0),
         happen: |scene| scene.damage("ip route del unreachable 10.0.4.0/24 metric 0"),
+        settles: 1,
         // Ours is there behind it.
         drifts: false,
         restores: false,

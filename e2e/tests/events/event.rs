@@ -37,6 +37,8 @@ pub(crate) struct Event {
     pub(crate) at: &'static [usize],
     /// The nodes that have a stamp before it.
     pub(crate) stamped: &'static [usize],
+    /// The exit status of a sync before it: 1 if something stands in the way.
+    pub(crate) settles: i32,
     /// Whether an ADD always sees it; else it may take the next STATUS.
     pub(crate) seen_by_add: bool,
     /// Whether `weft plan` has something to do after it.
@@ -58,6 +60,7 @@ pub(crate) const DAMAGE: Event = Event {
     undo: |_| Ok(()),
     at: &[HIT],
     stamped: &[HIT],
+    settles: 0,
     seen_by_add: true,
     drifts: true,
     restores: true,
@@ -122,7 +125,7 @@ impl Scene {
         (event.prepare)(self).context("preparing")?;
         if trigger == Trigger::Add {
             // Without a stamp no ADD overlooks anything.
-            self.stage.settle_some(event.stamped)?;
+            self.stage.settle_some(event.stamped, event.settles)?;
         }
         let before = self.state()?;
         (event.happen)(self).context("it happens")?;

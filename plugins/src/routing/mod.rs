@@ -23,7 +23,7 @@ use cni::{AddResult, Attachment, AttachmentKey, Code, Error, Network, Plugin};
 use kernel::Rtnetlink;
 
 use crate::attachment::Namespaces;
-use crate::budget::{STATUS, within};
+use crate::budget::{SYNC_STATUS, within};
 use crate::failure::refused;
 use crate::trace::phase;
 use config::Config;
@@ -66,10 +66,12 @@ impl Plugin for Routing {
     /// few seconds (the spec lets nobody rely on that).
     fn status(&self, network: &Network) -> Result<(), Error> {
         let config = Config::read(network)?;
-        let Some(repaired) = within(STATUS, move || sync::repair(&config, Trigger::Status)) else {
+        let work = move || sync::repair(&config, Trigger::Status);
+        let Some(repaired) = within(SYNC_STATUS, work) else {
             log::warn!(
-                "no sync was done within {} ms; ADD and weft sync take the time that it needs",
-                STATUS.as_millis()
+                "sync did not finish within {} ms and was cut off; the next ADD or `weft sync` \
+                 completes it",
+                SYNC_STATUS.as_millis()
             );
             return Ok(());
         };
