@@ -335,8 +335,11 @@ fn go_by(route: &mut Route, via: IpAddr, dev: u32, state: &mut Desired) {
     }
 }
 
-/// A number for the nexthop object of gateway `ip`, the same at each run: the
-/// address itself, for the default protocol.
+/// The id of the nexthop object for gateway `ip`, the same at each run: the address
+/// itself, for the default protocol. Never 0, for which the kernel would choose one.
 fn nexthop_id(ip: std::net::Ipv4Addr, protocol: u8) -> u32 {
-    ip.to_bits() ^ (u32::from(protocol ^ super::config::DEFAULT_PROTOCOL) << 24)
+    match ip.to_bits() ^ (u32::from(protocol ^ super::config::DEFAULT_PROTOCOL) << 24) {
+        0 => u32::MAX,
+        id => id,
+    }
 }
