@@ -76,7 +76,7 @@ fn containerd_calls_add_and_del_alone_in_version_1_0_0() -> Result<()> {
     ];
     assert_eq!(arguments, BTreeSet::from(expected), "{cached}");
     client.exec(&pod, &["ping", "-c", "1", "-W", "5", "127.0.0.1"])?;
-    network_is_ready(&client)?;
+    ensure!(network_is_ready(&client)?);
     client.remove(&pod.id)?;
     assert_eq!(calls(daemon)?, pairs(&plugins, &["ADD", "DEL"]));
     stage.assert_as_before()

@@ -211,6 +211,16 @@ fn a_node_that_left_the_map_disappears_everywhere() -> Result<()> {
     let mut smaller = map.clone();
     smaller["nodes"].as_array_mut().map(Vec::pop);
     let with_all = [state(cluster.node("worker1")?)?, state(cluster.node("control-plane")?)?];
+    const SECTIONS: [Section; 5] =
+        [Section::Routes, Section::Neighbours, Section::Fdb, Section::Nexthops, Section::Nftables];
+    let trace = |line: &&str| {
+        ["10.0.2.", "192.168.44.128", "0a:58:0a:00:02:00"].iter().any(|t| line.contains(t))
+    };
+    for before in &with_all {
+        for section in SECTIONS {
+            assert!(before.section(section).any(|line| trace(&line)), "{section:?}");
+        }
+    }
     cluster.lab().write_node_map(&smaller)?;
     // One node by the command, one by the next ADD.
     cluster.weft("worker1", &["sync"])?.ok()?;
@@ -218,16 +228,7 @@ fn a_node_that_left_the_map_disappears_everywhere() -> Result<()> {
     cluster.remove("control-plane", &pod)?;
     for name in ["worker1", "control-plane"] {
         let now = state(cluster.node(name)?)?;
-        for section in [
-            Section::Routes,
-            Section::Neighbours,
-            Section::Fdb,
-            Section::Nexthops,
-            Section::Nftables,
-        ] {
-            let trace = |line: &&str| {
-                ["10.0.2.", "192.168.44.128", "0a:58:0a:00:02:00"].iter().any(|t| line.contains(t))
-            };
+        for section in SECTIONS {
             assert_eq!(now.section(section).find(trace), None, "{name} {section:?}");
         }
     }

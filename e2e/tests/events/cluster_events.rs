@@ -87,8 +87,11 @@ fn one_bad_record_takes_nothing_down() -> Result<()> {
             stage.trigger(index, Trigger::Add).context(name)?;
         }
         // That node itself may be unable to add pods, but must not take anything away.
-        let _ = stage.weft(LAST, &["sync"])?;
-        let _ = stage.chains[LAST].status();
+        let sync = stage.weft(LAST, &["sync"])?;
+        ensure!(sync.status.code() == Some(1), "{name}: sync does not tell: {sync}");
+        if let Err(error) = stage.chains[LAST].status() {
+            ensure!(error.code == 50 && error.msg.contains("worker2"), "{name}: {error}");
+        }
         let since = Instant::now();
         traffic.wait_all(since, DEADLINE).context(name)?;
         let gap = traffic.longest_gap(started, |_| true);

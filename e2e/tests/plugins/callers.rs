@@ -173,7 +173,10 @@ fn podman() -> Result<()> {
     let inside = interfaces.iter().find(sandboxed).context("none in the sandbox")?;
     let mac = inside["mac"].as_str().context("no MAC")?;
     assert_eq!(mac.split(':').filter(|part| u8::from_str_radix(part, 16).is_ok()).count(), 6);
-    for (ip, version) in result["ips"].as_array().context("no ips")?.iter().zip(["4", "6"]) {
+    let [v4, v6] = result["ips"].as_array().context("no ips")?.as_slice() else {
+        panic!("not an address of each family: {result}")
+    };
+    for (ip, version) in [(v4, "4"), (v6, "6")] {
         assert_eq!(ip["interface"], 1, "{result}");
         assert_eq!(ip["version"], version, "{result}");
     }

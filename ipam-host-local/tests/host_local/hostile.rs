@@ -90,6 +90,7 @@ fn a_held_lock_is_code_11() {
     add(host(), "a", &config).unwrap();
     let lock = fs::File::open(dir.leases().join("lock")).unwrap();
     let lock = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+    assert_eq!(host().lock_wait, Duration::from_secs(30), "as docs/host-local.md says");
     let hasty = || Host { lock_wait: Duration::from_millis(50), ..host() };
     let error = add(hasty(), "b", &config).unwrap_err();
     let pid = std::process::id().to_string();
