@@ -4,13 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, Output, Pod};
+use e2e::{Node, Output, Pod, run_within};
 use serde_json::Value;
 
 /// Ours, then the reference plugins.
 const CNI_PATH: &str = "/opt/cni/bin:/usr/lib/cni";
+
+/// How long go may take: it compiles the standard library, too.
+const BUILD: Duration = Duration::from_secs(600);
 
 /// libcni on a node, with cnitool's verbs, for its network `pods`.
 pub(crate) struct Libcni<'a> {
@@ -84,19 +88,20 @@ fn build() -> Result<PathBuf> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let path = target.join("libcni-client");
     let temporary = target.join(format!("libcni-client.{}", std::process::id()));
-    let output = Command::new("go")
-        .args(["build", "-o"])
-        .arg(&temporary)
-        .arg(".")
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("libcni-client"))
-        .env("GO111MODULE", "off")
-        .env("GOPATH", "/usr/share/gocode")
-        .env("GOCACHE", target.join("go-cache"))
-        .env("CGO_ENABLED", "0")
-        .output()
-        .context("cannot run go (Debian: golang-go, golang-github-appc-cni-dev)")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "go build: {said}");
+    let output = run_within(
+        BUILD,
+        Command::new("go")
+            .args(["build", "-o"])
+            .arg(&temporary)
+            .arg(".")
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("libcni-client"))
+            .env("GO111MODULE", "off")
+            .env("GOPATH", "/usr/share/gocode")
+            .env("GOCACHE", target.join("go-cache"))
+            .env("CGO_ENABLED", "0"),
+    )
+    .context("cannot run go (Debian: golang-go, golang-github-appc-cni-dev)")?;
+    ensure!(output.success(), "{output}");
     fs::rename(&temporary, &path).with_context(|| path.display().to_string())?;
     Ok(path)
 }
