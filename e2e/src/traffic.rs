@@ -62,8 +62,20 @@ impl PingResult {
 
     /// Whether the packet was refused for its size, on this host or on the way.
     pub fn too_big(&self) -> bool {
-        let said = format!("{}{}", self.output.stdout, self.output.stderr);
-        ["message too long", "Frag needed", "Packet too big"].iter().any(|text| said.contains(text))
+        self.too_big_here() || self.said("frag needed") || self.said("packet too big")
+    }
+
+    /// Whether this host refused the packet for its size.
+    pub fn too_big_here(&self) -> bool {
+        // "local error: message too long, mtu=…"; since iputils 20240905
+        // "sendmsg: Message too long".
+        self.said("message too long")
+    }
+
+    fn said(&self, text: &str) -> bool {
+        [&self.output.stdout, &self.output.stderr]
+            .iter()
+            .any(|said| said.to_lowercase().contains(text))
     }
 }
 
