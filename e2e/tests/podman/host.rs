@@ -3,9 +3,10 @@
 use std::fs::{self, File};
 use std::net::IpAddr;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result};
-use e2e::{Lab, Node, weft_bin_dir};
+use e2e::{Lab, Node, run, weft_bin_dir};
 
 /// Shell: directories of the node's own where podman would use the machine's, plugins
 /// where the documents say they are, and an image `busybox`. What podman is told beside
@@ -41,6 +42,9 @@ tar -C $image -c . | podman import --quiet - busybox
 rm -r $image
 "#;
 
+/// The first version that runs no CNI plugins.
+const WITHOUT_CNI: u32 = 5;
+
 /// Where podman 4 puts its control groups, whichever the hierarchy.
 const CGROUPS: &str = "libpod_parent";
 
@@ -53,7 +57,7 @@ pub(crate) struct Turn {
 
 impl Turn {
     /// Waits for the turn. Nothing for an ordinary user, whom the machine gives no
-    /// control groups.
+    /// control groups, and for a podman that runs no CNI plugins.
     pub(crate) fn take() -> Result<Option<Turn>> {
         let whole = fs::read_to_string("/proc/self/uid_map")?;
         if whole.split_whitespace().ne(["0", "0", "4294967295"]) {
@@ -61,6 +65,14 @@ impl Turn {
             return Ok(None);
         }
         let lock = File::open("/usr/bin/podman").context("podman is not installed")?;
+        // "podman version 4.3.1"
+        let said = run(Command::new("podman").arg("--version"))?.ok()?;
+        let version = said.split_whitespace().last().and_then(|last| last.split('.').next());
+        let version: u32 = version.and_then(|version| version.parse().ok()).context(said)?;
+        if version >= WITHOUT_CNI {
+            eprintln!("skipped: podman {version} has no CNI");
+            return Ok(None);
+        }
         lock.lock()?;
         Ok(Some(Turn { _lock: lock }))
     }
