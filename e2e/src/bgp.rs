@@ -64,7 +64,10 @@ impl Daemon {
                      # Where FRR leaves a directory for each process.
                      mount -n -t tmpfs -o mode=1777 tmp /var/tmp
                      for daemon in zebra bgpd; do
-                         /usr/lib/frr/$daemon -d -A 127.0.0.1 -f /run/frr/$daemon.conf
+                         # FRR 10 keeps its standard streams open.
+                         /usr/lib/frr/$daemon -d -A 127.0.0.1 -f /run/frr/$daemon.conf \\
+                             </dev/null >/run/$daemon.out 2>&1 ||
+                             { cat /run/$daemon.out >&2; exit 1; }
                      done'
                  said=$(vtysh -f /run/bgp.conf 2>&1)
                  case $said in *%*|*nknown*) echo \"$said\" >&2; exit 1;; esac"

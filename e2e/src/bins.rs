@@ -6,11 +6,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::process::run_within;
+
 /// The names under which `weft` is installed.
 const NAMES: [&str; 5] = ["weft", "veth", "host-local", "routing", "loopback"];
+
+/// How long cargo may take, which may have to wait for another build to end.
+const BUILD: Duration = Duration::from_secs(1800);
 
 /// The directory that holds the plugins, for CNI_PATH: `WEFT_BIN_DIR` where that is
 /// set, else `target/PROFILE/cni-bin`, filled with hard links to a `weft` that cargo
@@ -38,10 +44,10 @@ fn build() -> Result<PathBuf> {
     command.args(release.then_some("--release"));
     command.args(["--message-format", "json-render-diagnostics"]);
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
-    let output = command.output().context("cannot run cargo")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "cargo build --package weft: {said}");
-    let executable = String::from_utf8_lossy(&output.stdout)
+    let output = run_within(BUILD, &mut command)?;
+    ensure!(output.success(), "cargo build --package weft: {}", output.stderr);
+    let executable = output
+        .stdout
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .find_map(|message| Some(PathBuf::from(message["executable"].as_str()?)))

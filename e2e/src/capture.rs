@@ -1,15 +1,16 @@
 //! Captures with tcpdump, in any place of the lab.
 
-use std::io::{BufRead, BufReader, Read};
-use std::process::{ChildStderr, ChildStdout};
+use std::io::Read;
+use std::process::ChildStdout;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::packet::{Packet, read_pcap};
-use crate::place::{Place, Running};
+use crate::place::Place;
+use crate::process::{LIMIT, Lines, Running};
 
 /// How often a capture is started until its counts are exact.
 const STARTS: usize = 20;
@@ -20,24 +21,60 @@ const COUNTS: usize = 10;
 /// A running capture.
 #[derive(Debug)]
 pub struct Capture {
+    place: Place,
+    interface: String,
     tcpdump: Running,
     /// tcpdump's process ID inside the lab.
     inside: String,
-    stderr: BufReader<ChildStderr>,
+    stderr: Lines,
     file: Arc<File>,
-    reader: JoinHandle<()>,
 }
 
 /// What tcpdump has written so far.
 #[derive(Debug, Default)]
 struct File {
-    bytes: Mutex<Vec<u8>>,
+    written: Mutex<Written>,
     grown: Condvar,
 }
 
+#[derive(Debug, Default)]
+struct Written {
+    bytes: Vec<u8>,
+    /// Whether tcpdump has closed its output.
+    whole: bool,
+}
+
+impl Written {
+    fn packets(&self) -> Result<Vec<Packet>> {
+        if self.bytes.is_empty() { Ok(Vec::new()) } else { read_pcap(&self.bytes) }
+    }
+}
+
 impl File {
-    fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `found` gives a value, which is asked for again whenever the file has
+    /// grown; none after `deadline`.
+    fn wait<T>(
+        &self,
+        deadline: Duration,
+        found: impl Fn(&Written) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
+        let end = Instant::now() + deadline;
+        let mut written = self.written();
+        loop {
+            if let Some(value) = found(&written)? {
+                return Ok(Some(value));
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let wait = self.grown.wait_timeout(written, left);
+            written = wait.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 }
 
@@ -63,13 +100,14 @@ impl Place {
             argv.extend(["--", filter]);
         }
         let mut tcpdump = self.spawn(&argv)?;
-        let mut stderr = BufReader::new(tcpdump.stderr()?);
-        let inside = next_line(&mut stderr)?.context("tcpdump did not start")?;
-        read_until(&mut stderr, "listening on")?;
+        let mut stderr = tcpdump.stderr_lines()?;
+        let Some(inside) = stderr.next_line()? else { bail!("tcpdump did not start") };
+        stderr.until("listening on")?;
         let file = Arc::new(File::default());
         let (stdout, shared) = (tcpdump.stdout()?, file.clone());
-        let reader = thread::spawn(move || collect(stdout, &shared));
-        Ok(Capture { tcpdump, inside, stderr, file, reader })
+        thread::spawn(move || collect(stdout, &shared));
+        let (place, interface) = (self.clone(), interface.to_string());
+        Ok(Capture { place, interface, tcpdump, inside, stderr, file })
     }
 }
 
@@ -77,36 +115,37 @@ impl Capture {
     /// Waits until a captured packet satisfies `wanted` and returns it; an error when
     /// none has after `deadline`.
     pub fn wait_for(&self, deadline: Duration, wanted: impl Fn(&Packet) -> bool) -> Result<Packet> {
-        let end = Instant::now() + deadline;
-        let mut bytes = self.file.bytes();
-        loop {
-            let packets = if bytes.is_empty() { Vec::new() } else { read_pcap(&bytes)? };
-            if let Some(packet) = packets.into_iter().find(&wanted) {
-                return Ok(packet);
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            ensure!(!left.is_zero(), "no such packet was captured in {deadline:?}");
-            let wait = self.file.grown.wait_timeout(bytes, left);
-            bytes = wait.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        let packet =
+            self.file.wait(deadline, |written| Ok(written.packets()?.into_iter().find(&wanted)))?;
+        let Some(packet) = packet else {
+            bail!("{}: no such packet on {} within {deadline:?}", self.place.name(), self.interface)
+        };
+        Ok(packet)
     }
 
     /// Ends the capture and returns every packet that passed the filter until now, in
     /// the order of their arrival. An error if the kernel had to drop one.
     pub fn stop(mut self) -> Result<Vec<Packet>> {
+        let (place, end) = (self.place.name().to_string(), Instant::now() + LIMIT);
         loop {
-            let counts = self.counts()?;
-            ensure!(counts.dropped == 0, "tcpdump missed {} packets", counts.dropped);
-            if counts.captured >= counts.received {
+            let Counts { captured, received, dropped } = self.counts()?;
+            ensure!(dropped == 0, "{place}: tcpdump missed {dropped} packets");
+            if captured >= received {
                 break;
             }
+            let in_time = Instant::now() < end;
+            ensure!(
+                in_time,
+                "{place}: tcpdump wrote {captured} of {received} packets in {LIMIT:?}"
+            );
         }
-        self.tcpdump.place().clone().run_ok(&["kill", "-INT", &self.inside])?;
+        self.place.run_ok(&["kill", "-INT", &self.inside])?;
         self.tcpdump.wait()?;
-        if let Err(panic) = self.reader.join() {
-            std::panic::resume_unwind(panic);
+        let whole = |written: &Written| Ok(written.whole.then(|| read_pcap(&written.bytes)));
+        match self.file.wait(LIMIT, whole)? {
+            Some(packets) => packets,
+            None => bail!("{place}: tcpdump has ended, but not its output"),
         }
-        read_pcap(&self.file.bytes())
     }
 
     /// Whether all that the kernel has counted so far is written. What arrives after
@@ -125,9 +164,9 @@ impl Capture {
     /// What tcpdump says of itself on SIGUSR1. Received: has passed the filter in the
     /// kernel; captured: written out.
     fn counts(&mut self) -> Result<Counts> {
-        self.tcpdump.place().run_ok(&["kill", "-USR1", &self.inside])?;
+        self.place.run_ok(&["kill", "-USR1", &self.inside])?;
         // "tcpdump: 3 packets captured, 3 packets received by filter, 0 packets dropped by kernel"
-        let line = read_until(&mut self.stderr, " captured")?;
+        let line = self.stderr.until(" captured")?;
         let numbers: Vec<u64> =
             line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         match numbers[..] {
@@ -146,25 +185,9 @@ struct Counts {
 fn collect(mut stdout: ChildStdout, file: &File) {
     let mut buffer = vec![0; 1 << 16];
     while let Ok(count @ 1..) = stdout.read(&mut buffer) {
-        file.bytes().extend_from_slice(&buffer[..count]);
+        file.written().bytes.extend_from_slice(&buffer[..count]);
         file.grown.notify_all();
     }
-}
-
-fn next_line(input: &mut impl BufRead) -> Result<Option<String>> {
-    let mut line = String::new();
-    let count = input.read_line(&mut line).context("reading from tcpdump")?;
-    Ok((count > 0).then(|| line.trim_end().to_string()))
-}
-
-/// The next line that contains `text`; an error with all that was said if it ends before.
-fn read_until(input: &mut impl BufRead, text: &str) -> Result<String> {
-    let mut said = Vec::new();
-    while let Some(line) = next_line(input)? {
-        if line.contains(text) {
-            return Ok(line);
-        }
-        said.push(line);
-    }
-    bail!("tcpdump ended: {}", said.join("\n"))
+    file.written().whole = true;
+    file.grown.notify_all();
 }

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::place::{Output, Place};
+use crate::place::Place;
 use crate::pod::Pod;
+use crate::process::Output;
 
 /// Where libcni keeps the results of ADD, in the node's mount view.
 pub const RESULTS: &str = "/var/lib/cni/results";

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use crate::bins::weft_bin_dir;
 use crate::chain::Chain;
 use crate::lab::{Lab, Node};
-use crate::place::Output;
 use crate::pod::Pod;
+use crate::process::Output;
 use crate::topology::{Family, Topology};
 
 /// The lesson's conflists and its node map, as `conf/` has them.

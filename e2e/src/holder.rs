@@ -7,13 +7,13 @@
 //! up by code that might not run.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+
+use crate::process::{self, Running};
 
 const HOLDER_SCRIPT: &str = include_str!("holder.sh");
 const NODE_SCRIPT: &str = include_str!("node.sh");
@@ -21,7 +21,7 @@ const NODE_SCRIPT: &str = include_str!("node.sh");
 /// The running holder; dropping it ends the lab and waits until its last process is gone.
 #[derive(Debug)]
 pub(crate) struct Holder {
-    unshare: Mutex<Child>,
+    unshare: Mutex<Running>,
     stdin: Mutex<Option<ChildStdin>>,
     /// `/proc/PID` of PID 1, seen from here.
     proc: PathBuf,
@@ -34,24 +34,25 @@ impl Holder {
     /// each node's PID inside the lab.
     pub(crate) fn start(names: &[&str]) -> Result<(Holder, HashMap<String, u32>)> {
         let userns = !testing::is_privileged();
-        let mut unshare = holder_command(userns, names).spawn().context("cannot run unshare")?;
-        let stdin = unshare.stdin.take();
+        let mut unshare = process::spawn(&mut holder_command(userns, names))?;
+        let stdin = unshare.stdin()?;
+        let hint = if userns {
+            "; without CAP_SYS_ADMIN a lab needs user namespaces (sysctl user.max_user_namespaces)"
+        } else {
+            ""
+        };
         match read_ready(&mut unshare, names.len()) {
             Ok((outside, pids)) => {
+                let (unshare, stdin) = (Mutex::new(unshare), Mutex::new(Some(stdin)));
                 let proc = PathBuf::from(format!("/proc/{outside}"));
-                let holder =
-                    Holder { unshare: Mutex::new(unshare), stdin: Mutex::new(stdin), proc, userns };
-                Ok((holder, pids))
+                Ok((Holder { unshare, stdin, proc, userns }, pids))
             }
             Err(error) => {
                 drop(stdin);
-                let said = collect_stderr(unshare);
-                let hint = if userns {
-                    "; without CAP_SYS_ADMIN a lab needs user namespaces (sysctl user.max_user_namespaces)"
-                } else {
-                    ""
-                };
-                Err(error.context(format!("the lab does not start: {}{hint}", said.trim())))
+                unshare.kill();
+                let said = unshare.stderr_lines().and_then(|mut lines| lines.rest());
+                let said = said.map_or_else(|error| error.to_string(), |lines| lines.join("\n"));
+                Err(error.context(format!("the lab does not start: {said}{hint}")))
             }
         }
     }
@@ -72,7 +73,10 @@ impl Drop for Holder {
         let stdin = self.stdin.get_mut().unwrap_or_else(PoisonError::into_inner);
         drop(stdin.take());
         let unshare = self.unshare.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let _ = unshare.wait();
+        // Without a panic, which would end the process if there is one already.
+        if let Err(error) = unshare.wait() {
+            eprintln!("the lab does not end: {error:#}");
+        }
     }
 }
 
@@ -89,19 +93,16 @@ fn holder_command(userns: bool, names: &[&str]) -> Command {
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        // An interrupt typed at the terminal is for the foreground command, not for the lab.
-        .process_group(0);
+        .stderr(Stdio::piped());
     command
 }
 
 /// Reads "holder PID" and one "ready NAME PID" a node from the holder's standard output.
-fn read_ready(unshare: &mut Child, nodes: usize) -> Result<(u32, HashMap<String, u32>)> {
-    let stdout = unshare.stdout.take().context("the holder has no standard output")?;
+fn read_ready(unshare: &mut Running, nodes: usize) -> Result<(u32, HashMap<String, u32>)> {
+    let mut lines = unshare.lines()?;
     let mut outside = None;
     let mut pids = HashMap::new();
-    for line in BufReader::new(stdout).lines() {
-        let line = line.context("reading from the holder")?;
+    while let Some(line) = lines.next_line()? {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
             ["holder", pid] => outside = Some(pid.parse()?),
@@ -116,15 +117,4 @@ fn read_ready(unshare: &mut Child, nodes: usize) -> Result<(u32, HashMap<String,
         }
     }
     bail!("the holder ended")
-}
-
-/// Ends a holder that failed to start and returns what it complained of.
-fn collect_stderr(mut unshare: Child) -> String {
-    let _ = unshare.kill();
-    let mut said = String::new();
-    if let Some(mut stderr) = unshare.stderr.take() {
-        let _ = stderr.read_to_string(&mut said);
-    }
-    let _ = unshare.wait();
-    said
 }

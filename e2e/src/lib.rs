@@ -39,6 +39,7 @@ mod packet;
 mod place;
 mod pod;
 mod prerequisites;
+mod process;
 mod quick_start;
 mod snapshot;
 mod strace;
@@ -56,9 +57,10 @@ pub use packet::{
     Arp, Frame, Icmp, Ip, Layer, Mac, Packet, Payload, Tcp, Transport, Udp, VXLAN_PORTS, Vxlan,
     read_pcap,
 };
-pub use place::{Cmd, Output, Place, Running};
+pub use place::{Cmd, Place};
 pub use pod::Pod;
 pub use prerequisites::permitted;
+pub use process::{LIMIT, Lines, Output, Running, run, run_within, spawn};
 pub use quick_start::{Block, blocks};
 pub use snapshot::{Section, Snapshot};
 pub use strace::Step;

@@ -181,6 +181,7 @@ impl Inside {
         let lab = serde_json::json!({ "text": self.text, "enter": self.enter });
         let mut command = std::process::Command::new(argv[0]);
         command.args(&argv[1..]).env("LAB", lab.to_string()).env("PATH", path);
+        // Without a limit: it is the user's, and runs in the foreground.
         let mut child = command.spawn().with_context(|| format!("cannot run {}", argv[0]))?;
         // What is typed at the terminal is for the command; the lab ends when it does.
         let mut typed = SigSet::empty();

@@ -1,25 +1,23 @@
 //! Running commands inside: a node, a router or a pod is a [`Place`].
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::Pid;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::Value;
 
 use crate::holder::Holder;
+use crate::process::{LIMIT, Output, Running};
 
 /// The namespaces that a command runs in: a node's mount view, host name and process
 /// list, and the network of the node or of one of its pods.
@@ -57,7 +55,7 @@ impl Place {
     }
 
     /// Runs a command to its end and returns what it said, whatever its exit status.
-    /// Fails only if the command cannot be started.
+    /// Fails only if the command cannot be started, or is not over within [`LIMIT`].
     pub fn run<S: AsRef<OsStr>>(&self, argv: &[S]) -> Result<Output> {
         self.command(argv).output()
     }
@@ -71,12 +69,7 @@ impl Place {
     /// Runs a command that has to succeed and to print JSON; no output at all is
     /// `Value::Null` (`ip -j` prints nothing where there is nothing to list).
     pub fn json<S: AsRef<OsStr>>(&self, argv: &[S]) -> Result<Value> {
-        let text = self.run_ok(argv)?;
-        if text.trim().is_empty() {
-            return Ok(Value::Null);
-        }
-        serde_json::from_str(&text)
-            .with_context(|| format!("{} prints no JSON: {text}", line(argv)))
+        self.command(argv).json()
     }
 
     /// Feeds `script` to a shell; it has to succeed. Several steps cost one start.
@@ -101,7 +94,7 @@ impl Place {
     /// A command with environment and standard input to be set.
     pub fn command<S: AsRef<OsStr>>(&self, argv: &[S]) -> Cmd<'_> {
         let argv = argv.iter().map(|word| word.as_ref().to_os_string()).collect();
-        Cmd { place: self, argv, env: Vec::new(), stdin: Vec::new() }
+        Cmd { place: self, argv, env: Vec::new(), stdin: Vec::new(), limit: LIMIT }
     }
 
     /// Where a file of this place's mount view is for this process. Symbolic links
@@ -257,6 +250,7 @@ pub struct Cmd<'a> {
     argv: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     stdin: Vec<u8>,
+    limit: Duration,
 }
 
 impl Cmd<'_> {
@@ -272,29 +266,19 @@ impl Cmd<'_> {
         self
     }
 
-    /// Runs the command to its end, whatever its exit status.
+    /// Sets how long it may take, which is otherwise [`LIMIT`]. A command that takes
+    /// longer is killed, which is an error. After [`Cmd::spawn`] it is how long each wait
+    /// for the command may take.
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Runs the command to its end, whatever its exit status. What it leaves behind, such
+    /// as a daemon, is not waited for.
     pub fn output(self) -> Result<Output> {
-        let mut command = self.process();
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let input = if self.stdin.is_empty() { Stdio::null() } else { Stdio::piped() };
-        command.stdin(input);
-        let (mut child, started) = self.place.start(command).with_context(|| self.whole())?;
-        let pipe = child.stdin.take();
-        let input = &self.stdin;
-        let output = thread::scope(|scope| {
-            if let Some(mut pipe) = pipe {
-                // A command that does not read all of its input is no error.
-                scope.spawn(move || pipe.write_all(input));
-            }
-            child.wait_with_output()
-        })?;
-        Ok(Output {
-            what: self.whole(),
-            status: output.status,
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-            wall: started.elapsed(),
-        })
+        self.start(input)?.output(&self.stdin)
     }
 
     /// Runs the command, which has to succeed; returns its standard output.
@@ -302,150 +286,33 @@ impl Cmd<'_> {
         self.output()?.ok()
     }
 
-    /// Runs the command on this process's own terminal.
-    pub fn interactive(self) -> Result<ExitStatus> {
-        let (mut child, _) = self.place.start(self.process()).with_context(|| self.whole())?;
-        child.wait().context("waiting for the command")
+    /// Runs the command as [`Place::json`] does.
+    pub fn json(self) -> Result<Value> {
+        let what = line(&self.argv);
+        let text = self.ok()?;
+        if text.trim().is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&text).with_context(|| format!("{what} prints no JSON: {text}"))
     }
 
     /// Starts the command with all three standard streams as pipes.
     pub fn spawn(self) -> Result<Running> {
-        let mut command = self.process();
-        // A process group of its own: nsenter and what it starts are killed together.
-        command.process_group(0);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let (child, _) = self.place.start(command).with_context(|| self.whole())?;
-        let mut running = Running { child, place: self.place.clone(), what: self.whole() };
+        let mut running = self.start(Stdio::piped())?;
         if !self.stdin.is_empty() {
-            let pipe = running.child.stdin.take();
-            thread::spawn(move || pipe.map(|mut pipe| pipe.write_all(&self.stdin)));
+            let mut pipe = running.stdin()?;
+            thread::spawn(move || pipe.write_all(&self.stdin));
         }
         Ok(running)
     }
 
-    fn process(&self) -> Command {
+    fn start(&self, stdin: Stdio) -> Result<Running> {
         let mut command = self.place.process(&self.argv);
         command.envs(self.env.iter().map(|(key, value)| (key, value)));
-        command
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let what = format!("{}: {}", self.place.name, line(&self.argv));
+        command.process_group(0);
+        let holder = Some(self.place.holder.clone());
+        Running::new(self.place.start(command), what, self.limit, holder)
     }
-
-    fn whole(&self) -> String {
-        format!("{}: {}", self.place.name, line(&self.argv))
-    }
-}
-
-/// What a finished command said.
-#[derive(Clone, Debug)]
-pub struct Output {
-    what: String,
-    /// Its exit status.
-    pub status: ExitStatus,
-    /// Its standard output, invalid UTF-8 replaced.
-    pub stdout: String,
-    /// Its standard error, invalid UTF-8 replaced.
-    pub stderr: String,
-    /// From just before the process was started (inside the namespaces, where no user
-    /// namespace is in the way) to its end.
-    pub wall: Duration,
-}
-
-impl Output {
-    /// Whether the exit status was 0.
-    pub fn success(&self) -> bool {
-        self.status.success()
-    }
-
-    /// The standard output of a command that has to have succeeded.
-    pub fn ok(self) -> Result<String> {
-        if !self.success() {
-            bail!("{self}");
-        }
-        Ok(self.stdout)
-    }
-}
-
-impl fmt::Display for Output {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (out, err) = (self.stdout.trim_end(), self.stderr.trim_end());
-        write!(f, "{}: {}\nstdout: {out}\nstderr: {err}", self.what, self.status)
-    }
-}
-
-/// A command that runs on; killed, with all of its process group, when dropped.
-#[derive(Debug)]
-pub struct Running {
-    child: Child,
-    place: Place,
-    what: String,
-}
-
-impl Running {
-    /// Takes the pipe to its standard input; dropping it is its end of file.
-    pub fn stdin(&mut self) -> Result<ChildStdin> {
-        self.child.stdin.take().with_context(|| format!("{}: stdin is taken", self.what))
-    }
-
-    /// Takes the pipe from its standard output.
-    pub fn stdout(&mut self) -> Result<ChildStdout> {
-        self.child.stdout.take().with_context(|| format!("{}: stdout is taken", self.what))
-    }
-
-    /// Takes the pipe from its standard error.
-    pub fn stderr(&mut self) -> Result<ChildStderr> {
-        self.child.stderr.take().with_context(|| format!("{}: stderr is taken", self.what))
-    }
-
-    /// Where it runs.
-    pub fn place(&self) -> &Place {
-        &self.place
-    }
-
-    /// Its process ID as this process sees it (nsenter's, for an ordinary user's lab).
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Waits for its end.
-    pub fn wait(&mut self) -> Result<ExitStatus> {
-        self.child.wait().with_context(|| self.what.clone())
-    }
-
-    /// Its exit status if it has ended.
-    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.child.try_wait().with_context(|| self.what.clone())
-    }
-
-    /// Sends a signal to its process group.
-    pub fn signal(&self, signal: Signal) -> Result<()> {
-        killpg(self.group(), signal).with_context(|| format!("{}: {signal}", self.what))
-    }
-
-    fn group(&self) -> Pid {
-        Pid::from_raw(self.child.id() as i32)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Once reaped, the number may belong to someone else.
-        if !matches!(self.child.try_wait(), Ok(None)) {
-            return;
-        }
-        // nsenter waits for the command it started and has to reap it: an orphan that
-        // the outer init does not reap would keep the lab's PID namespace alive.
-        if !(self.place.holder.userns && kill_children(self.child.id())) {
-            let _ = killpg(self.group(), Signal::SIGKILL);
-        }
-        let _ = self.child.wait();
-    }
-}
-
-/// Kills the children of a process; whether there were any.
-fn kill_children(pid: u32) -> bool {
-    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let children: Vec<i32> = list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
-    for child in &children {
-        let _ = kill(Pid::from_raw(*child), Signal::SIGKILL);
-    }
-    !children.is_empty()
 }

@@ -3,6 +3,8 @@
 use std::process::Command;
 use std::sync::OnceLock;
 
+use crate::process;
+
 /// What every lab executes, and with what tests look into it.
 const PROGRAMS: [&str; 9] =
     ["unshare", "nsenter", "setpriv", "ip", "bridge", "nft", "ping", "ss", "tcpdump"];
@@ -28,17 +30,13 @@ fn look() -> Result<(), String> {
     if testing::is_privileged() {
         return Ok(());
     }
-    let output = Command::new("unshare")
+    let mut probe = Command::new("unshare");
+    probe
         .args(["--user", "--map-root-user", "--mount", "--net", "--pid", "--fork"])
-        .args(["mount", "-n", "-t", "proc", "proc", "/proc"])
-        .output()
-        .map_err(|error| format!("unshare: {error}"))?;
-    match output.status.success() {
+        .args(["mount", "-n", "-t", "proc", "proc", "/proc"]);
+    let output = process::run(&mut probe).map_err(|error| format!("{error:#}"))?;
+    match output.success() {
         true => Ok(()),
-        false => Err(format!("no user namespaces here: {}", said(&output.stderr))),
+        false => Err(format!("no user namespaces here: {}", output.stderr.trim())),
     }
-}
-
-fn said(stderr: &[u8]) -> String {
-    String::from_utf8_lossy(stderr).trim().to_owned()
 }

@@ -1,12 +1,13 @@
 //! Traffic between places: pings, and bulk data over TCP.
 
-use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::place::{Output, Place};
+use crate::place::Place;
+use crate::process::Output;
 
 /// How to ping.
 #[derive(Clone, Debug)]
@@ -61,8 +62,20 @@ impl PingResult {
 
     /// Whether the packet was refused for its size, on this host or on the way.
     pub fn too_big(&self) -> bool {
-        let said = format!("{}{}", self.output.stdout, self.output.stderr);
-        ["message too long", "Frag needed", "Packet too big"].iter().any(|text| said.contains(text))
+        self.too_big_here() || self.said("frag needed") || self.said("packet too big")
+    }
+
+    /// Whether this host refused the packet for its size.
+    pub fn too_big_here(&self) -> bool {
+        // "local error: message too long, mtu=…"; since iputils 20240905
+        // "sendmsg: Message too long".
+        self.said("message too long")
+    }
+
+    fn said(&self, text: &str) -> bool {
+        [&self.output.stdout, &self.output.stderr]
+            .iter()
+            .any(|said| said.to_lowercase().contains(text))
     }
 }
 
@@ -112,6 +125,9 @@ pub struct Bulk {
     pub report: Value,
 }
 
+/// How long a transfer may take: a path that swallows packets has to be seen as such.
+const TRANSFER: Duration = Duration::from_secs(60);
+
 /// Sends `bytes` over one TCP connection by iperf3, from a place to an address of
 /// another. An error when it takes a minute, as through a path that swallows packets.
 pub fn tcp_bulk(from: &Place, to: &Place, address: IpAddr, bytes: u64) -> Result<Bulk> {
@@ -127,16 +143,11 @@ fn iperf3(from: &Place, to: &Place, address: IpAddr, amount: &[&str]) -> Result<
     let address = address.to_string();
     let server = ["iperf3", "--server", "--one-off", "--forceflush", "--bind", &address];
     let mut server = to.spawn(&server)?;
-    let mut said = BufReader::new(server.stdout()?).lines();
-    loop {
-        match said.next() {
-            Some(Ok(line)) if line.contains("Server listening") => break,
-            Some(Ok(_)) => {}
-            _ => bail!("the iperf3 server on {} does not listen on {address}", to.name()),
-        }
-    }
-    let client = ["timeout", "60", "iperf3", "--client", &address, "--json"];
-    let report = from.json(&[&client, amount].concat())?;
+    // Kept to the end: the server prints on.
+    let mut said = server.lines()?;
+    said.until("Server listening")?;
+    let client = ["iperf3", "--client", &address, "--json"];
+    let report = from.command(&[&client, amount].concat()).limit(TRANSFER).json()?;
     let end = &report["end"];
     Ok(Bulk {
         sent: end["sum_sent"]["bytes"].as_u64().context("iperf3 reports no bytes")?,

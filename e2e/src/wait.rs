@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use serde_json::Value;
 
-use crate::place::{Place, Running};
+use crate::place::Place;
+use crate::process::Running;
 
 /// Where a monitor leaves its mark: a routing table that nothing looks into, a
 /// documentation address (RFC 5737).
@@ -23,6 +24,7 @@ const MARK_WAIT: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Monitor {
     lines: Receiver<String>,
+    place: Place,
     _ip: Running,
 }
 
@@ -33,7 +35,7 @@ impl Monitor {
         let (sender, lines) = channel();
         let stdout = ip.stdout()?;
         thread::spawn(move || forward(stdout, &sender));
-        let monitor = Monitor { lines, _ip: ip };
+        let monitor = Monitor { lines, place: place.clone(), _ip: ip };
         let end = Instant::now() + Duration::from_secs(10);
         loop {
             place.ip_batch(&format!("route add {MARK}\nroute del {MARK}\n"))?;
@@ -56,7 +58,7 @@ impl Monitor {
             match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(line) if wanted(&line) => return Ok(line),
                 Ok(_) => {}
-                Err(_) => bail!("no such event in {deadline:?}"),
+                Err(_) => bail!("{}: no such rtnetlink event in {deadline:?}", self.place.name()),
             }
         }
     }

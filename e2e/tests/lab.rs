@@ -2,7 +2,6 @@
 //! other or the machine, that nothing outlives them, and that the helpers see what is there.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -12,8 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use e2e::{
     Chain, CniError, Families, Family, Frame, Lab, NODE_MAP, PingOptions, Place, RESULTS, Runtime,
-    Section, Spread, Topology, VXLAN_PORTS, ping, tcp_bulk, weft_bin_dir,
+    Section, Spread, Topology, VXLAN_PORTS, ping, run, run_within, spawn, tcp_bulk, weft_bin_dir,
 };
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// What a test waits at most for something that takes milliseconds.
@@ -324,14 +325,104 @@ fn a_dropped_command_is_dead() -> Result<()> {
     let lab = Lab::lesson()?;
     let node = lab.node("worker1")?;
     let mut running = node.spawn(&["sh", "-c", "sleep 1000 & echo $$ $!; wait"])?;
-    let mut line = String::new();
-    let mut stdout = BufReader::new(running.stdout()?);
-    stdout.read_line(&mut line)?;
+    let line = running.lines()?.next_line()?.context("it printed nothing")?;
     let alive = |pid: &&str| node.path(&format!("/proc/{pid}/exe")).exists();
     let pids: Vec<&str> = line.split_whitespace().collect();
     assert_eq!(pids.iter().copied().filter(|pid| alive(pid)).count(), 2, "{line}");
     drop(running);
     assert!(!alive(&pids[0]));
+    Ok(())
+}
+
+#[test]
+fn a_lab_that_is_dropped_before_its_commands_ends_with_the_last_of_them() -> Result<()> {
+    let lab = Lab::lesson()?;
+    let running = lab.node("worker1")?.spawn(&["sleep", "1000"])?;
+    let namespace = [lab.node("worker1")?.netns_inode()?];
+    let started = Instant::now();
+    drop(lab);
+    assert!(!processes_in(&namespace).is_empty(), "a command is killed only when it is dropped");
+    drop(running);
+    assert!(started.elapsed() < DEADLINE, "{:?}", started.elapsed());
+    assert!(processes_in(&namespace).is_empty());
+    Ok(())
+}
+
+/// The limit of commands that do not end.
+const SHORT: Duration = Duration::from_millis(500);
+
+#[test]
+fn a_command_ends_with_its_process_though_a_daemon_keeps_its_output_open() -> Result<()> {
+    let lab = Lab::lesson()?;
+    let node = lab.node("worker1")?;
+    // It keeps all three streams, and most of the input is never read.
+    let script = "sleep 1000 <&0 & echo $!; echo oops >&2; exit 3\n";
+    let input = format!("{script}{}", "#".repeat(1 << 20));
+    let output = node.command(&["sh"]).stdin(&input).output()?;
+    assert_eq!((output.status.code(), &*output.stderr), (Some(3), "oops\n"), "{output}");
+    assert!(output.wall < DEADLINE, "{:?}", output.wall);
+    let daemon = node.path(&format!("/proc/{}/exe", output.stdout.trim()));
+    assert!(daemon.exists(), "what a command leaves behind is not killed");
+    Ok(())
+}
+
+#[test]
+fn all_that_a_command_printed_is_its_output() -> Result<()> {
+    let lab = Lab::lesson()?;
+    let node = lab.node("worker1")?;
+    for length in [0, 1, 1 << 16, (1 << 20) + 1] {
+        let input = "x".repeat(length);
+        assert!(node.command(&["cat"]).stdin(&input).ok()? == input, "{length}");
+        let output = node.command(&["sh", "-c", "cat >&2; sleep 1000 &"]).stdin(&input).output()?;
+        assert!(output.stderr == input, "{length}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_command_that_does_not_end_is_killed_at_its_limit() -> Result<()> {
+    let lab = Lab::lesson()?;
+    let node = lab.node("worker1")?;
+    let script = "sleep 1000 & echo $$ $!; echo why >&2; wait";
+    let error = node.command(&["sh"]).stdin(script).limit(SHORT).output().unwrap_err().to_string();
+    for part in ["worker1: sh: still running after 500ms; killed", script, "stderr: why"] {
+        assert!(error.contains(part), "{error}");
+    }
+    let pids = error.lines().find_map(|line| line.strip_prefix("stdout: "));
+    let pids: Vec<&str> = pids.with_context(|| error.clone())?.split(' ').collect();
+    assert_eq!(pids.len(), 2, "{error}");
+    let end = Instant::now() + DEADLINE;
+    while pids.iter().any(|pid| node.path(&format!("/proc/{pid}/exe")).exists()) {
+        ensure!(Instant::now() < end, "{pids:?} live on");
+        std::thread::yield_now();
+    }
+
+    let mut running = node.command(&["sleep", "1000"]).limit(SHORT).spawn()?;
+    let error = running.wait().unwrap_err().to_string();
+    assert_eq!(error, "worker1: sleep 1000: still running after 500ms; killed");
+    let error = run_within(SHORT, Command::new("sleep").arg("1000")).unwrap_err().to_string();
+    assert!(error.starts_with("sleep 1000: still running after 500ms; killed"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_line_that_does_not_come_is_an_error_that_names_the_command() -> Result<()> {
+    let lab = Lab::lesson()?;
+    let node = lab.node("worker1")?;
+    let script = "echo one; echo two; echo three; printf four; sleep 1000";
+    let mut running = node.command(&["sh", "-c", script]).limit(SHORT).spawn()?;
+    let mut lines = running.lines()?;
+    assert_eq!(lines.until("wo")?, "two");
+    assert_eq!(lines.next_line()?.as_deref(), Some("three"));
+    let error = format!("{:#}", lines.until("five").unwrap_err());
+    for part in ["worker1: sh -c", "\"five\"", "500ms", "four"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    let mut running = node.spawn(&["printf", "a\nb"])?;
+    let mut lines = running.lines()?;
+    let error = lines.until("c").unwrap_err().to_string();
+    assert!(error.contains("worker1: printf") && error.contains("a\nb"), "{error}");
+    assert_eq!(lines.next_line()?, None);
     Ok(())
 }
 
@@ -538,21 +629,21 @@ fn nothing_is_left_when_the_holder_is_killed() -> Result<()> {
     // On a node: its namespace's inode, that of a pod, and a process that would stay for ever.
     let script = "lab pod worker1 p && lab exec worker1 -- sh -c \
         'stat -L -c %i /proc/self/ns/net /run/netns/p; exec sleep 1000'";
-    let mut lab = Command::new(env!("CARGO_BIN_EXE_lab"))
-        .args(["run", "--", "sh", "-c", script])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut stdout = BufReader::new(lab.stdout.take().context("stdout")?);
-    let mut lines = String::new();
-    stdout.read_line(&mut lines)?;
-    stdout.read_line(&mut lines)?;
-    let namespaces: Vec<u64> = lines.lines().map(str::parse).collect::<Result<_, _>>()?;
+    let mut lab = spawn(
+        Command::new(env!("CARGO_BIN_EXE_lab"))
+            .args(["run", "--", "sh", "-c", script])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped()),
+    )?;
+    let mut lines = lab.lines()?;
+    let mut namespace = || -> Result<u64> { Ok(lines.next_line()?.context("stdout")?.parse()?) };
+    let namespaces = [namespace()?, namespace()?];
     assert!(processes_in(&namespaces).len() >= 2, "the node's holder and sleep");
-    lab.kill()?;
+    // It alone, and not what it started.
+    kill(Pid::from_raw(lab.id().try_into()?), Signal::SIGKILL)?;
     lab.wait()?;
     // The sleep on the node holds the pipe: its end is the end of the lab's processes.
-    stdout.read_to_string(&mut String::new())?;
+    lines.rest()?;
     let end = Instant::now() + DEADLINE;
     loop {
         let left = processes_in(&namespaces);
@@ -571,14 +662,13 @@ fn the_lab_command_ends_as_its_command_did() -> Result<()> {
     e2e::needs_lab!();
     let lab = env!("CARGO_BIN_EXE_lab");
     let script = "lab exec node2 -- ping -c 1 192.168.1.1 >/dev/null && lab topology; exit 7";
-    let output =
-        Command::new(lab).args(["run", "--nodes", "2", "--", "sh", "-c", script]).output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(7), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = run(Command::new(lab).args(["run", "--nodes", "2", "--", "sh", "-c", script]))?;
+    assert_eq!(output.status.code(), Some(7), "{output}");
+    let text = &output.stdout;
     assert!(text.contains("node2") && text.contains("10.0.2.0/24"), "{text}");
     for wrong in [&["walk"][..], &["run", "--nodes", "1"], &["run", "--color"], &["exec", "node1"]]
     {
-        let output = Command::new(lab).args(wrong).env_remove("LAB").output()?;
+        let output = run(Command::new(lab).args(wrong).env_remove("LAB"))?;
         assert_eq!(output.status.code(), Some(1), "{wrong:?}");
         assert!(!output.stderr.is_empty(), "{wrong:?}");
     }
@@ -660,6 +750,9 @@ fn plugin_executables_are_links_to_the_one_that_cargo_built() -> Result<()> {
     Ok(())
 }
 
+/// How long all tests of this file may take.
+const ALL: Duration = Duration::from_secs(600);
+
 /// All the other tests of this file once more, as an ordinary user.
 #[test]
 fn ordinary_user() -> Result<()> {
@@ -667,24 +760,18 @@ fn ordinary_user() -> Result<()> {
     testing::applies!(root, "the other tests were an ordinary user's already");
     testing::need!(testing::machine_root());
     let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
-    let allowed = Command::new("setpriv")
-        .args(nobody)
-        .args(["unshare", "--user", "--map-root-user", "--mount", "--net", "true"])
-        .output()?;
-    let allowed = match allowed.status.success() {
-        true => Ok(()),
-        false => Err(String::from_utf8_lossy(&allowed.stderr).into_owned()),
-    };
-    testing::need!(allowed);
+    let mut probe = Command::new("setpriv");
+    probe.args(nobody).args(["unshare", "--user", "--map-root-user", "--mount", "--net", "true"]);
+    let allowed = run(&mut probe)?;
+    testing::need!(allowed.ok());
     let tests = std::env::current_exe()?;
     let mut command = within_reach(&tests)?;
     command.args(["setpriv"]).args(nobody).arg(&tests);
     command.args(["--skip", "ordinary_user", "--skip", "plugin_executables"]).current_dir("/");
     // None of them may skip itself.
-    let output = command.env("CI", "true").output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(!text.contains(" 0 passed"), "{text}");
+    let output = run_within(ALL, command.env("CI", "true"))?;
+    assert!(output.success(), "{output}");
+    assert!(!output.stdout.contains(" 0 passed"), "{output}");
     Ok(())
 }
 

@@ -2,12 +2,12 @@
 //! to be removed.
 
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use e2e::{Running, spawn};
 
 /// Shell: waits for the end of its standard input, that is of the test, however that
 /// comes; then removes a control group in every hierarchy as soon as the lab's last
@@ -27,7 +27,7 @@ exit 1
 #[derive(Debug)]
 pub(crate) struct ControlGroup {
     name: String,
-    reaper: Child,
+    reaper: Running,
     stdin: Option<ChildStdin>,
 }
 
@@ -37,15 +37,13 @@ impl ControlGroup {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("weft-test-{}-{number}.pods", std::process::id());
-        let mut reaper = Command::new("sh")
-            .args(["-c", REAPER, "sh", &name])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            // An interrupt typed at the terminal is not for this one.
-            .process_group(0)
-            .spawn()
-            .context("cannot run sh")?;
-        let stdin = reaper.stdin.take();
+        let mut reaper = spawn(
+            Command::new("sh")
+                .args(["-c", REAPER, "sh", &name])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null()),
+        )?;
+        let stdin = Some(reaper.stdin()?);
         Ok(ControlGroup { name, reaper, stdin })
     }
 
@@ -69,7 +67,9 @@ impl ControlGroup {
 impl Drop for ControlGroup {
     fn drop(&mut self) {
         drop(self.stdin.take());
-        // It says itself what is wrong.
-        let _ = self.reaper.wait();
+        // It says itself what is wrong, unless it does not end.
+        if let Err(error) = self.reaper.wait() {
+            eprintln!("{error:#}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! socket, one after another.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -16,6 +17,12 @@ use tokio::runtime::{Builder, Runtime};
 /// kubelet grants (4 minutes for a pod).
 const TIMEOUT: &str = "120S";
 
+/// How long the server may take to say so when that time is over.
+const ANSWER: Duration = Duration::from_secs(150);
+
+/// How long the server may take to greet.
+const CONNECT: Duration = Duration::from_secs(10);
+
 /// Before each message: whether it is compressed, and its length (gRPC over HTTP2, "Length-Prefixed-Message").
 const PREFIX: usize = 5;
 
@@ -29,8 +36,8 @@ pub(crate) struct Channel {
 impl Channel {
     /// Connects to a server's socket.
     pub(crate) fn connect(socket: &Path) -> Result<Channel> {
-        let runtime = Builder::new_current_thread().enable_io().build()?;
-        let requests = runtime.block_on(async {
+        let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
+        let requests = within(&runtime, CONNECT, async {
             let stream = UnixStream::connect(socket).await?;
             let (requests, connection) = h2::client::handshake(stream).await?;
             // Ends with the connection, whose errors each call sees itself.
@@ -47,7 +54,7 @@ impl Channel {
         Q: Message,
         A: Message + Default,
     {
-        let answer = self.runtime.block_on(self.exchange(method, framed(request)?));
+        let answer = within(&self.runtime, ANSWER, self.exchange(method, framed(request)?));
         let answer = answer.with_context(|| method.to_owned())?;
         Ok(A::decode(answer)?)
     }
@@ -70,6 +77,16 @@ impl Channel {
         ensure!(answer.first() == Some(&0), "no message, or a compressed one");
         Ok(answer.slice(PREFIX.min(answer.len())..))
     }
+}
+
+/// What a future comes to, which is an error after `limit`.
+fn within<T>(
+    runtime: &Runtime,
+    limit: Duration,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let limited = async { tokio::time::timeout(limit, work).await };
+    runtime.block_on(limited).with_context(|| format!("no answer within {limit:?}"))?
 }
 
 fn framed(message: &impl Message) -> Result<Bytes> {

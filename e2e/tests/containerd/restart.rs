@@ -1,6 +1,5 @@
 //! containerd ends and comes back: with pods that live on, and in the middle of making them.
 
-use std::io::{BufRead, BufReader};
 use std::thread;
 use std::time::Duration;
 
@@ -43,13 +42,10 @@ fn pods_live_on_when_containerd_is_restarted() -> Result<()> {
     let (namespace, address) = (only_namespace(&node)?, to.addresses[0].to_string());
     let words = ["ip", "netns", "exec", &namespace, "ping", "-n", "-i", "0.002", &address];
     let mut pings = node.spawn(&words)?;
-    let mut said = BufReader::new(pings.stdout()?).lines();
-    let answered = |line: &std::io::Result<String>| {
-        line.as_ref().is_ok_and(|line| line.contains("bytes from"))
-    };
-    said.find(answered).context("no ping is answered")??;
+    let mut said = pings.lines()?;
+    said.until("bytes from")?;
     // The pipe must not fill up.
-    let rest = thread::spawn(move || said.collect::<std::io::Result<Vec<String>>>());
+    let rest = thread::spawn(move || said.rest());
     stage.daemons[0].stop()?;
     stage.daemons[0].start()?;
     stage.daemons[0].kill()?;

@@ -2,20 +2,26 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Result;
-use e2e::weft_bin_dir;
+use e2e::{Output, run_within, weft_bin_dir};
+
+/// How long the lesson may take.
+const LIMIT: Duration = Duration::from_secs(600);
 
 fn demo(words: &[&str]) -> Result<Output> {
+    demo_with(weft_bin_dir()?, words)
+}
+
+fn demo_with(weft: PathBuf, words: &[&str]) -> Result<Output> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lab"));
-    command.arg("demo").args(words).env("WEFT_BIN_DIR", weft_bin_dir()?);
-    Ok(command.output()?)
+    run_within(LIMIT, command.arg("demo").args(words).env("WEFT_BIN_DIR", weft))
 }
 
 fn said(output: &Output) -> String {
-    let (out, err) = (&output.stdout, &output.stderr);
-    format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
+    format!("{}{}", output.stdout, output.stderr)
 }
 
 /// That `text` has all these parts in this order.
@@ -136,10 +142,9 @@ fn a_step_that_does_not_hold_is_an_error() -> Result<()> {
     let script = format!("#!/bin/sh\n[ $1 = sync ] || exec {}/weft \"$@\"\n", real.display());
     std::fs::write(&weft, script)?;
     std::fs::set_permissions(&weft, std::fs::Permissions::from_mode(0o755))?;
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lab"));
-    let output = command.args(["demo", "2"]).env("WEFT_BIN_DIR", &dir.0).output()?;
+    let output = demo_with(dir.0.clone(), &["2"])?;
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    let error = &output.stderr;
     assert!(error.contains("Step 2: ") && error.contains("still is a VXLAN device"), "{error}");
     Ok(())
 }

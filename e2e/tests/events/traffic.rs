@@ -193,11 +193,9 @@ impl Stream {
         let program = env!("CARGO_BIN_EXE_stream");
         let address = to.addr(family)?;
         let mut server = to.spawn(&[program, "serve", &address.to_string()])?;
-        let mut port = String::new();
-        BufReader::new(server.stdout()?).read_line(&mut port)?;
-        let port = port.trim();
-        ensure!(!port.is_empty(), "no server on {address}");
-        let client = from.spawn(&[program, "ask", &address.to_string(), port])?;
+        let port = server.lines()?.next_line()?;
+        let port = port.with_context(|| format!("no server on {address}"))?;
+        let client = from.spawn(&[program, "ask", &address.to_string(), &port])?;
         let flow = Flow::start(nodes, address, client, |_| true)?;
         flow.wait(Instant::now(), Instant::now() + DEADLINE)?;
         let filter = format!("sport = :{port} or dport = :{port}");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Place, weft_bin_dir};
+use e2e::{Place, run, weft_bin_dir};
 use serde_json::json;
 
 use crate::stage::Stage;
@@ -67,10 +67,9 @@ fn systemd_finds_nothing_wrong_with_the_units() -> Result<()> {
         paths.push(path);
     }
     let analyze = |words: &[&str], paths: &[PathBuf]| -> Result<String> {
-        let output = Command::new("systemd-analyze").args(words).args(paths).output()?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(output.status.success(), "systemd-analyze {words:?}: {said}");
-        Ok(said)
+        let output = run(Command::new("systemd-analyze").args(words).args(paths))?;
+        ensure!(output.success(), "{output}");
+        Ok(output.stderr)
     };
     let said = analyze(&["verify", "--man=no", "--generators=no"], &paths);
     let safe =
@@ -130,9 +129,8 @@ fn allow(word: &str, allowed: &mut BTreeSet<String>) -> Result<()> {
         allowed.insert(word.to_owned());
         return Ok(());
     }
-    let output =
-        Command::new("systemd-analyze").args(["syscall-filter", "--no-pager", word]).output()?;
-    let text = String::from_utf8(output.stdout)?;
+    let text =
+        run(Command::new("systemd-analyze").args(["syscall-filter", "--no-pager", word]))?.ok()?;
     let items = text.lines().skip(1).map(str::trim).filter(|line| !line.starts_with('#'));
     items.filter(|line| !line.is_empty()).try_for_each(|word| allow(word, allowed))
 }

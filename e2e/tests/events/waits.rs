@@ -1,7 +1,6 @@
 //! Nobody waits without end: not for a lock, nor for a map that is read slowly.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -134,9 +133,7 @@ fn a_status_is_over_in_time_however_slow_the_map_is() -> Result<()> {
          fcntl(F, 1024, 1) or die \"$!\"; $| = 1; print \"held\\n\"; sleep 3600"
     );
     let mut holder = node.spawn(&["perl", "-e", &script])?;
-    let mut line = String::new();
-    BufReader::new(holder.stdout()?).read_line(&mut line)?;
-    ensure!(line == "held\n", "no lease: {line}");
+    holder.lines()?.until("held")?;
     stage.chains[HIT].take_log();
     go_first()?;
     stage.timely_status(HIT)?;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Chain, Family, Lab, Node, PingOptions, Place, Pod, ping, weft_bin_dir};
+use e2e::{Chain, Family, Lab, Node, PingOptions, Place, Pod, ping, run, weft_bin_dir};
 use serde_json::{Value, json};
 
 use crate::objects;
@@ -116,8 +116,7 @@ fn documented_map(list: &Value) -> Result<String> {
     let path = format!("{}:{}", weft_bin_dir()?.display(), std::env::var("PATH")?);
     let mut shell = Command::new("sh");
     shell.args(["-ec", &commands]).current_dir(scratch.path()).env("PATH", path);
-    let output = shell.output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    run(&mut shell)?.ok()?;
     Ok(fs::read_to_string(scratch.path().join("nodes.json"))?)
 }
 

@@ -1,23 +1,26 @@
 //! Scripts, workflows and manifests, as the tools made for them judge.
 
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use e2e::{Output, run_within};
 
 use crate::stage::repository;
+
+/// How long a check may take, which may have to fetch its tool.
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// `hack/lint.sh` could not get a tool.
 const UNAVAILABLE: i32 = 77;
 
 fn lint(words: &[&str]) -> Result<Output> {
-    let mut command = Command::new(repository("hack/lint.sh"));
-    Ok(command.args(words).output()?)
+    run_within(LIMIT, Command::new(repository("hack/lint.sh")).args(words))
 }
 
 fn said(output: &Output) -> String {
-    let (out, err) = (&output.stdout, &output.stderr);
-    format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
+    format!("{}{}", output.stdout, output.stderr)
 }
 
 /// The output of a check for which the tools are here.

@@ -1,14 +1,13 @@
 //! Nodes as a cluster's are, with a kubelet's directory and a place for executables.
 
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Chain, Family, Lab, Node, Pod, Running, weft_bin_dir};
+use e2e::{Chain, Family, Lab, Node, Pod, Running, run, weft_bin_dir};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -50,11 +49,7 @@ impl Drop for Scratch {
 /// Runs a script of the repository with the executable under test in place of a new one.
 pub(crate) fn run_script(script: &str, words: &[&str]) -> Result<()> {
     let weft = weft_bin_dir()?.join("weft");
-    let output =
-        Command::new(repository(script)).args(words).env("WEFT", weft).output().context("start")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{script} {words:?}: {said}");
-    Ok(())
+    run(Command::new(repository(script)).args(words).env("WEFT", weft))?.ok().map(drop)
 }
 
 /// What is in the image; in `applets` of it the commands of busybox and no others.
@@ -63,8 +58,7 @@ pub(crate) fn image() -> Result<Scratch> {
     run_script("hack/image.sh", &["--stage", &image.path().display().to_string()])?;
     let applets = image.path().join("applets");
     fs::create_dir(&applets)?;
-    let installed = Command::new("busybox").args(["--install", "-s"]).arg(&applets).status();
-    ensure!(installed.context("busybox")?.success(), "busybox --install");
+    run(Command::new("busybox").args(["--install", "-s"]).arg(&applets))?.ok()?;
     Ok(image)
 }
 
@@ -110,8 +104,7 @@ impl Stream {
     /// Ends it; every request that was sent has to have its reply.
     pub(crate) fn assert_no_loss(mut self) -> Result<()> {
         self.0.signal(Signal::SIGINT)?;
-        let mut said = String::new();
-        self.0.stdout()?.read_to_string(&mut said)?;
+        let said = self.0.lines()?.rest()?.join("\n");
         ensure!(said.contains(" 0% packet loss"), "{said}");
         Ok(())
     }

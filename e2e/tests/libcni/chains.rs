@@ -1,9 +1,8 @@
 //! weft's plugins in one chain with Debian's build of the reference plugins.
 
-use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use e2e::{Family, Lab, Node, Pod, conf, tcp_for};
 use serde_json::{Value, json};
 
@@ -44,12 +43,11 @@ fn reference() -> [Value; 4] {
 /// Moves bytes to a pod's iperf3 through the port of its node.
 fn through_host_port(from: &Node, node: &Node, pod: &Pod) -> Result<()> {
     let mut server = pod.spawn(&["iperf3", "--server", "--one-off", "--forceflush"])?;
-    let mut said = BufReader::new(server.stdout()?).lines();
-    let listens = said.find(|line| line.as_ref().is_ok_and(|line| line.contains("listening")));
-    listens.context("iperf3 does not listen")??;
+    let mut said = server.lines()?;
+    said.until("listening")?;
     let (address, port) = (node.address(Family::V4)?.to_string(), HOST_PORT.to_string());
-    let client = ["timeout", "60", "iperf3", "--client", &address, "--port", &port];
-    let report = from.json(&[&client[..], &["--bytes", "65536", "--json"]].concat())?;
+    let client = ["iperf3", "--client", &address, "--port", &port, "--bytes", "65536", "--json"];
+    let report = from.json(&client)?;
     let sent = report["end"]["sum_sent"]["bytes"].as_u64();
     ensure!(sent.is_some_and(|sent| sent >= 65536), "{report}");
     Ok(())

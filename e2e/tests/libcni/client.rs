@@ -4,13 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use e2e::{Node, Output, Pod};
+use anyhow::{Context, Result};
+use e2e::{Node, Output, Pod, run_within};
 use serde_json::Value;
 
 /// Ours, then the reference plugins.
 const CNI_PATH: &str = "/opt/cni/bin:/usr/lib/cni";
+
+/// How long go may take: it compiles the standard library, too.
+const BUILD: Duration = Duration::from_secs(600);
 
 /// libcni on a node, with cnitool's verbs, for its network `pods`.
 pub(crate) struct Libcni<'a> {
@@ -97,7 +101,8 @@ fn build() -> Result<PathBuf> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let path = target.join("libcni-client");
     let temporary = target.join(format!("libcni-client.{}", std::process::id()));
-    let output = Command::new("go")
+    let mut build = Command::new("go");
+    build
         .args(["build", "-o"])
         .arg(&temporary)
         .arg(".")
@@ -105,11 +110,8 @@ fn build() -> Result<PathBuf> {
         .env("GO111MODULE", "off")
         .env("GOPATH", GO_PATH)
         .env("GOCACHE", target.join("go-cache"))
-        .env("CGO_ENABLED", "0")
-        .output()
-        .context("cannot run go")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "go build: {said}");
+        .env("CGO_ENABLED", "0");
+    run_within(BUILD, &mut build)?.ok()?;
     fs::rename(&temporary, &path).with_context(|| path.display().to_string())?;
     Ok(path)
 }

@@ -2,17 +2,19 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Block, Lab, Node, blocks};
+use e2e::{Block, Lab, Node, blocks, run_within};
 
 use crate::client::{executable, go};
 
+/// How long the build of a release may take.
+const BUILD: Duration = Duration::from_secs(1800);
+
 /// Builds the release before a node is entered, which has no way to what cargo fetches from.
 fn build(root: &Path) -> Result<()> {
-    let output = Command::new(root.join("hack/build.sh")).output()?;
-    ensure!(output.status.success(), "hack/build.sh: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
+    run_within(BUILD, &mut Command::new(root.join("hack/build.sh")))?.ok().map(drop)
 }
 
 /// A node with an /opt of its own, and a directory whose `cnitool` is the client.

@@ -1,7 +1,5 @@
 //! weft replaced while pods come and go.
 
-use std::io::{BufRead, BufReader};
-
 use anyhow::{Context, Result, ensure};
 use e2e::{Lab, Section, conf};
 use serde_json::{Value, json};
@@ -31,9 +29,8 @@ fn pods_come_and_go_while_weft_is_replaced() -> Result<()> {
 
     let namespaces: Vec<&str> = pods.iter().map(|pod| pod.netns()).collect();
     let mut storm = cni.storm(&namespaces)?;
-    let mut said = BufReader::new(storm.stdout()?).lines();
-    let begun = said.next().context("the storm ended")??;
-    ensure!(begun == "begun", "{begun}");
+    let mut said = storm.lines()?;
+    said.until("begun")?;
     // The conflists differ in what is said, not in what is asked for: no pod is moved.
     let mut conflist: Value = conf::TUNNEL.parse()?;
     for turn in 0..upgrades {
@@ -43,7 +40,7 @@ fn pods_come_and_go_while_weft_is_replaced() -> Result<()> {
     }
     install(node, "new", &conf::TUNNEL.parse()?)?;
     drop(storm.stdin()?);
-    let said = said.collect::<std::io::Result<Vec<String>>>()?;
+    let said = said.rest()?;
     ensure!(storm.wait()?.success());
     let (last, failures) = said.split_last().context("the storm said nothing")?;
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));

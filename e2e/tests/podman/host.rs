@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use e2e::{Lab, Node, weft_bin_dir};
+use e2e::{Lab, Node, run, weft_bin_dir};
 use nix::fcntl::{Flock, FlockArg};
 
 /// Shell: directories of the node's own where podman would use the machine's, plugins
@@ -43,6 +43,9 @@ tar -C $image -c . | podman import --quiet - busybox
 rm -r $image
 "#;
 
+/// The first version that runs no CNI plugins.
+const WITHOUT_CNI: u32 = 5;
+
 /// Where podman 4 puts its control groups, whichever the hierarchy.
 const CGROUPS: &str = "libpod_parent";
 
@@ -55,11 +58,10 @@ pub(crate) fn prerequisites() -> Result<(), String> {
 
 /// podman's version where that has no CNI any more.
 pub(crate) fn without_cni() -> Result<Option<String>> {
-    let output = Command::new("podman").arg("--version").output().context("podman")?;
-    let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let version = run(Command::new("podman").arg("--version"))?.ok()?.trim().to_owned();
     let number = version.strip_prefix("podman version ").and_then(|rest| rest.split('.').next());
     let number: u32 = number.and_then(|text| text.parse().ok()).with_context(|| version.clone())?;
-    Ok((number >= 5).then_some(version))
+    Ok((number >= WITHOUT_CNI).then_some(version))
 }
 
 /// The right to run podman, one test of this machine at a time: control groups are the machine's, not a

@@ -1,13 +1,13 @@
 //! A run: labs with a node for each chain, and the verbs, the chains taking turns.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::PathBuf;
-use std::process::{ChildStdin, ChildStdout};
+use std::process::ChildStdin;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use e2e::{Lab, NODE_MAP, Node, Running};
+use e2e::{Lab, Lines, NODE_MAP, Node, Running};
 use serde_json::{Value, json};
 
 use super::chain::{Chain, Whose, topology};
@@ -92,6 +92,8 @@ pub(crate) struct Executables {
 pub(crate) const MAP_SETTLES: Duration = Duration::from_millis(1100);
 /// Runs of a plugin whose memory is looked at.
 const MEMORY_RUNS: usize = 3;
+/// How long a worker may take to answer; filling a node with pods takes minutes.
+const ANSWER: Duration = Duration::from_secs(1800);
 /// Threads that make the pods that are there all the time.
 const FILL_WIDTH: usize = 4;
 
@@ -100,7 +102,7 @@ pub(crate) struct Runtime {
     chain: Chain,
     _process: Running,
     stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
+    stdout: Lines,
 }
 
 /// Measures `count` pods of each of `chains`.
@@ -157,9 +159,10 @@ impl Runtime {
         executables: &Executables,
     ) -> Result<Self> {
         let own = std::env::current_exe()?;
-        let mut process = node.spawn(&[own.as_os_str(), "worker".as_ref()])?;
+        let worker = node.command(&[own.as_os_str(), "worker".as_ref()]);
+        let mut process = worker.limit(ANSWER).spawn()?;
         let mut stdin = process.stdin()?;
-        let stdout = BufReader::new(process.stdout()?);
+        let stdout = process.lines()?;
         let setup = json!({
             "plugins": chain.plugins(dual), "dir": chain.dir(executables)?, "bare": executables.bare,
         });
@@ -181,8 +184,7 @@ impl Runtime {
     /// What the worker answers to `request`.
     pub(crate) fn request(&mut self, request: &Value) -> Result<Value> {
         writeln!(self.stdin, "{request}")?;
-        let mut line = String::new();
-        self.stdout.read_line(&mut line)?;
+        let line = self.stdout.next_line()?.unwrap_or_default();
         let answer: Value = serde_json::from_str(&line)
             .with_context(|| format!("{}: the worker said {line:?}", self.chain.name))?;
         match answer["error"].as_str() {

@@ -1,7 +1,6 @@
 //! The loads, and what each comes to.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 
 use anyhow::{Context, Result, bail};
 use e2e::{Place, Running};
@@ -162,14 +161,8 @@ fn exchange(stage: &Stage, kind: &str) -> Result<Exchange> {
 /// Starts a server and returns when it has said that it listens.
 fn listening(place: &Place, argv: &[&str], sign: &str) -> Result<Running> {
     let mut server = place.spawn(argv)?;
-    let mut said = BufReader::new(server.stdout()?).lines();
-    loop {
-        match said.next() {
-            Some(Ok(line)) if line.contains(sign) => return Ok(server),
-            Some(Ok(_)) => {}
-            _ => bail!("{argv:?} on {} does not listen", place.name()),
-        }
-    }
+    server.lines()?.until(sign)?;
+    Ok(server)
 }
 
 fn number(value: &Value) -> Result<f64> {
