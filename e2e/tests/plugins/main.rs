@@ -5,5 +5,6 @@
 mod bad_input;
 mod call;
 mod callers;
+mod neighbours;
 mod rollback;
 mod verbs;

@@ -259,6 +259,8 @@ fn make_host_end(plan: &Plan, alias: &str, host: &mut Rtnetlink) -> Result<(), E
     for route in plan.host_routes() {
         steps.push(route.add(), move || format!("ip route add {}", route.words(Some(name))));
     }
+    // They save the first packet's resolution, and the table is one for all namespaces.
+    steps.neighbours_are_optional();
     for neighbour in plan.host_neighbours() {
         steps.push(neighbour.set(), move || {
             format!("ip neighbour replace {}", neighbour.words(name))
@@ -272,6 +274,8 @@ fn make_host_end(plan: &Plan, alias: &str, host: &mut Rtnetlink) -> Result<(), E
 struct Steps<'a> {
     messages: Vec<Message>,
     words: Vec<Box<dyn Fn() -> String + 'a>>,
+    /// The first of the neighbour entries that may be missing.
+    optional: Option<usize>,
 }
 
 impl<'a> Steps<'a> {
@@ -280,8 +284,25 @@ impl<'a> Steps<'a> {
         self.words.push(Box::new(words));
     }
 
+    /// Lets the kernel refuse the neighbour entries that follow if its table is full
+    /// (`gc_thresh3`, 1,024 entries; net/core/neighbour.c).
+    fn neighbours_are_optional(&mut self) {
+        self.optional = Some(self.messages.len());
+    }
+
     fn run(mut self, socket: &mut Rtnetlink, place: &str) -> Result<(), Error> {
-        let refusals = socket.batch(&mut self.messages).map_err(refused)?;
+        let mut refusals = socket.batch(&mut self.messages).map_err(refused)?;
+        let count = refusals.len();
+        refusals.retain(|Refusal { index, error }| {
+            error.errno != Errno::ENOBUFS || self.optional.is_none_or(|first| *index < first)
+        });
+        if refusals.len() < count {
+            log::warn!(
+                "the kernel's neighbour table is full: left out the pod's entry, which the \
+                 kernel resolves by itself; raise net.ipv4.neigh.default.gc_thresh3 and \
+                 net.ipv6.neigh.default.gc_thresh3"
+            );
+        }
         let Some(Refusal { index, error }) = refusals.into_iter().next() else { return Ok(()) };
         let words = self.words.get(index).map_or_else(String::new, |words| words());
         Err(refused(error.about(format_args!("{place}, `{words}` failed"))))
