@@ -25,6 +25,8 @@ make_root() {
 		return 1
 	}
 	rm "$directory.log"
+	# It becomes `/`, which every user enters.
+	chmod 755 "$directory"
 	certificates=/usr/local/share/ca-certificates
 	mkdir -p "$directory$certificates"
 	for certificate in "$certificates"/*.crt; do

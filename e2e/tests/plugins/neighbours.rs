@@ -21,16 +21,18 @@ fn a_full_table_fails_no_add() -> Result<()> {
     let lab = Lab::start(Topology::lesson(Families::Both, Families::Both))?;
     let cluster = Cluster::new(lab, &conf::TUNNEL.parse()?)?;
     cluster.sync_all()?;
-    let other = cluster.node("worker2")?;
+    let (worker1, other) = (cluster.node("worker1")?, cluster.node("worker2")?);
+    let chain = cluster.chain("worker1")?;
+    let pod = worker1.pod("pod")?;
+    // The kernel reclaims entries from the age of five seconds.
     let refused = other.sh(FILL)?;
     ensure!(refused.contains("No buffer space"), "the table is not full: {refused}");
-    let pod = cluster.pod("worker1", "pod")?;
-    let warned = cluster.chain("worker1")?.take_log();
+    chain.add(&pod, "eth0")?;
+    let warned = chain.take_log();
     let warned = warned.iter().any(|run| run.stderr.contains("neighbour table is full"));
     ensure!(warned, "nothing is said of the missing entry");
 
     other.sh("ip -6 neigh flush dev eth0")?;
-    let worker1 = cluster.node("worker1")?;
     let result = ping(worker1, pod.addr(Family::V6)?, &PingOptions::default())?;
     ensure!(result.all(), "{}", result.output);
     Ok(())
