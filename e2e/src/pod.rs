@@ -67,10 +67,11 @@ impl Pod {
         self.run_ok(&["ip", "link", "set", "lo", "up"]).map(drop)
     }
 
-    /// Takes the namespace's path away, as a runtime does after DEL, or before, to see
-    /// whether DEL copes. The namespace itself goes with its last user.
+    /// Removes the namespace's path, as a runtime does after DEL, or before, to see whether
+    /// DEL copes. Lazily, as runtimes do: a process that has the path open keeps the mount
+    /// busy. The namespace itself goes with its last user.
     pub fn delete(&self) -> Result<()> {
-        let output = self.node.run(&["umount", "-n", &self.netns])?;
+        let output = self.node.run(&["umount", "-n", "-l", &self.netns])?;
         ensure!(output.success(), "{output}");
         std::fs::remove_file(self.node.path(&self.netns)).context("removing the pod's path")
     }

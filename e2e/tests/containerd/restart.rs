@@ -158,7 +158,7 @@ fn remove_lost_namespaces(node: &Node) -> Result<()> {
         if node.run(&["mountpoint", "--quiet", &path])?.success() {
             let links = node.run_ok(&["ip", "-n", &name, "-o", "link", "show"])?;
             ensure!(links.lines().count() == 1 && links.contains(": lo:"), "{name}: {links}");
-            node.run_ok(&["umount", "-n", &path])?;
+            node.run_ok(&["umount", "-n", "-l", &path])?;
         }
         node.run_ok(&["rm", &path])?;
     }

@@ -4,6 +4,9 @@ use std::fs::{self, File};
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use e2e::{Lab, Node, run, weft_bin_dir};
@@ -46,6 +49,9 @@ rm -r $image
 /// The first version that runs no CNI plugins.
 const WITHOUT_CNI: u32 = 5;
 
+/// How long other tests of this machine may keep podman.
+const TURN: Duration = Duration::from_secs(600);
+
 /// Where podman 4 puts its control groups, whichever the hierarchy.
 const CGROUPS: &str = "libpod_parent";
 
@@ -75,7 +81,11 @@ impl Turn {
     /// Waits for the turn.
     pub(crate) fn take() -> Result<Turn> {
         let lock = File::open("/usr/bin/podman").context("/usr/bin/podman")?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+        let (sender, turn) = channel();
+        thread::spawn(move || sender.send(Flock::lock(lock, FlockArg::LockExclusive)));
+        let lock = turn.recv_timeout(TURN);
+        let lock = lock.with_context(|| format!("/usr/bin/podman is locked for {TURN:?}"))?;
+        let lock = lock.map_err(|(_, error)| error)?;
         Ok(Turn { _lock: lock })
     }
 }
