@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Chain, Families, Family, Lab, Node, Output, Pod, Topology, weft_bin_dir};
+use e2e::{Chain, Families, Family, Lab, Node, Output, Pod, Topology, run, weft_bin_dir};
 use serde_json::{Value, json};
 
 use crate::traffic::{Flow, Streams, Traffic};
@@ -21,8 +21,7 @@ const STATUS_LIMIT: Duration = Duration::from_secs(1);
 /// the machine's root may: [`STATUS_LIMIT`] is on what weft does and waits for.
 pub(crate) fn go_first() -> Result<()> {
     let thread = nix::unistd::gettid().to_string();
-    Command::new("renice").args(["--priority", "-20", "--pid", &thread]).output()?;
-    Ok(())
+    run(Command::new("renice").args(["--priority", "-20", "--pid", &thread])).map(drop)
 }
 
 /// How the work of a daemon is set off.
