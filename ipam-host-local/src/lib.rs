@@ -41,12 +41,14 @@
 //!
 //! # Taking back
 //!
-//! Only when a range set has no address left may a lease of this boot be taken. Never one
-//! whose container a CNI plugin is working on at this moment, which its environment in /proc shows
-//! (module `making`), and never one whose address anything on the host refers to. It is looked for
-//! anew each time, under the lock, and processes are looked at before addresses, so a pod whose
-//! plugin has just ended is seen by what the plugin has left. GC takes what the runtime's list
-//! lacks, except from containers that are being worked on.
+//! A lease of this boot is freed without a DEL if it is dead (module `reclaim`): no CNI
+//! plugin works on its container, which its environment in /proc would show (module `making`), nothing
+//! on the host refers to its address, and `veth`'s interface, if it can be named, is gone. Dead leases are
+//! freed when a range set has no address left; those whose interface is known to be gone, orphans,
+//! whenever [`HostLocal::free_orphans`] is called. The evidence is looked for anew each time, and
+//! processes before addresses: a plugin that has just ended has left an interface by then.
+//! GC frees what the runtime's list lacks, except of containers that are being worked on or whose
+//! interface lives.
 
 mod boot;
 mod config;
@@ -55,10 +57,12 @@ mod making;
 mod notes;
 mod plugin;
 mod range;
+mod reclaim;
 mod resolv;
 mod store;
 
 pub use config::OwnRanges;
 pub use lock::{Lock, Wait, lock};
-pub use plugin::{Host, HostLocal, InterfaceLives, Lease, Sight, Usage};
+pub use plugin::{Host, HostLocal, Lease, Orphans, Usage};
 pub use range::{Range, RangeSet};
+pub use reclaim::{InterfaceLives, OfAddress, Sight};

@@ -3,16 +3,28 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Deref;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use cni::{Code, Error};
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::FlockArg;
 
-/// A file that is locked until this is dropped.
-pub type Lock = Flock<File>;
+/// A file that is locked until this is dropped: the lock ends with the descriptor. nix's own
+/// guard unlocks first, and panics where that fails.
+#[derive(Debug)]
+pub struct Lock(File);
+
+impl Deref for Lock {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
 
 /// How long to wait for a lock that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +42,11 @@ pub enum Wait {
 /// that thread or the end of the time. Without polling, the lock is taken the moment it is
 /// free, and waiters keep the kernel's order. A thread that gets the lock too late drops it.
 pub fn lock(file: File, path: &str, wait: Wait) -> Result<Option<Lock>, Error> {
-    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => return Ok(Some(lock)),
-        Err((file, Errno::EWOULDBLOCK)) => file,
-        Err((_, error)) => return Err(cannot_lock(path, &error.into())),
-    };
+    match flock(&file, FlockArg::LockExclusiveNonblock) {
+        Ok(()) => return Ok(Some(Lock(file))),
+        Err(Errno::EWOULDBLOCK) => {}
+        Err(error) => return Err(cannot_lock(path, &error.into())),
+    }
     let Wait::AtMost(time) = wait else { return Ok(None) };
     let inode = file.metadata().map(|meta| meta.ino()).ok();
     let (send, receive) = mpsc::channel();
@@ -51,13 +63,18 @@ pub fn lock(file: File, path: &str, wait: Wait) -> Result<Option<Lock>, Error> {
     }
 }
 
-fn lock_uninterrupted(mut file: File) -> io::Result<Lock> {
+fn lock_uninterrupted(file: File) -> io::Result<Lock> {
     loop {
-        match Flock::lock(file, FlockArg::LockExclusive) {
-            Err((again, Errno::EINTR)) => file = again,
-            outcome => return outcome.map_err(|(_, error)| error.into()),
+        match flock(&file, FlockArg::LockExclusive) {
+            Err(Errno::EINTR) => {}
+            outcome => return outcome.map(|()| Lock(file)).map_err(io::Error::from),
         }
     }
+}
+
+#[expect(deprecated, reason = "the guard that is to be used instead panics")]
+fn flock(file: &File, how: FlockArg) -> nix::Result<()> {
+    nix::fcntl::flock(file.as_raw_fd(), how)
 }
 
 fn cannot_lock(path: &str, error: &io::Error) -> Error {

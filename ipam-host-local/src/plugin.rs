@@ -1,6 +1,5 @@
 //! The plugin: what each verb does with the lease directory.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,10 +12,11 @@ use ipnetwork::IpNetwork;
 use crate::boot::Boot;
 use crate::config::OwnRanges;
 use crate::lock::Wait;
-use crate::notes::{Noted, Origin};
+use crate::notes::Origin;
 use crate::range::{Range, RangeSet, canonical};
-use crate::store::{Held, Holder, Store};
-use crate::{config, making, resolv};
+use crate::reclaim::{Look, Sight, collect, orphans, reclaim, without_route};
+use crate::store::{Held, Holder, Store, state};
+use crate::{config, resolv};
 
 /// How long a verb waits for the lock: well below the minute that runtimes give DEL.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
@@ -24,40 +24,6 @@ const LOCK_WAIT: Duration = Duration::from_secs(30);
 /// Most leases that one ADD takes back: what a verb costs stays bounded, and the next ADDs
 /// need no look around.
 const RECLAIM_MOST: usize = 256;
-
-/// Answers whether an attachment's interface exists or is being made.
-pub type InterfaceLives<'a> = Box<dyn Fn(&AttachmentKey) -> Result<bool, Error> + 'a>;
-
-/// What a look around the host shows. It may be taken when the first question is asked or later, never
-/// before.
-pub struct Sight<'a> {
-    /// Whether the attachment's interface exists or is being made, where the caller can tell by container
-    /// and interface name, as an interface plugin can.
-    pub interface_lives: Option<InterfaceLives<'a>>,
-    /// Whether anything on this host refers to the address: a route, a neighbour, an
-    /// interface. Where in doubt, true.
-    pub address_in_use: Box<dyn Fn(IpAddr) -> bool + 'a>,
-}
-
-impl Sight<'_> {
-    /// Nothing is known: every address counts as in use.
-    pub fn blind() -> Self {
-        Self { interface_lives: None, address_in_use: Box::new(|_| true) }
-    }
-
-    /// Whether the holder's interface lives; `None` if that cannot be told.
-    fn lives(&self, holder: &Holder) -> Option<bool> {
-        let lives = self.interface_lives.as_ref()?;
-        let Holder::Attachment(key) = holder else { return None };
-        match lives(key) {
-            Ok(lives) => Some(lives),
-            Err(error) => {
-                log::warn!("container {} counts as alive: {error}", key.container_id);
-                Some(true)
-            }
-        }
-    }
-}
 
 /// What host-local has to be told, as it knows neither the kernel nor the node map.
 pub struct Host<'a> {
@@ -119,6 +85,38 @@ pub struct Lease {
     pub interface_lives: Option<bool>,
 }
 
+/// What was found of orphaned leases.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Orphans {
+    /// The leases whose interface is gone.
+    pub orphans: Vec<Lease>,
+    /// How many leases were looked at.
+    pub leases: usize,
+    /// Every one of them has its pod's route.
+    pub proven: bool,
+    /// [`HostLocal::state`] with these leases.
+    pub state: Option<String>,
+}
+
+impl Lease {
+    /// `None` where the file is no lease.
+    pub(crate) fn of(held: &Held, interface_lives: Option<bool>) -> Option<Self> {
+        let (container_id, ifname) = match &held.holder {
+            Holder::Attachment(key) => (key.container_id.clone(), Some(key.ifname.clone())),
+            Holder::Container(id) => (id.clone(), None),
+            Holder::Nobody | Holder::Unknown => return None,
+        };
+        Some(Self {
+            address: held.address,
+            container_id,
+            ifname,
+            age: held.age,
+            ours: held.origin == Origin::Ours,
+            interface_lives,
+        })
+    }
+}
+
 impl Plugin for HostLocal<'_> {
     fn add(&self, attachment: &Attachment, network: &Network) -> Result<AddResult, Error> {
         let sets = config::range_sets(network, self.host.own_ranges)?;
@@ -160,7 +158,7 @@ impl Plugin for HostLocal<'_> {
 
     fn gc(&self, valid: &[AttachmentKey], network: &Network) -> Result<(), Error> {
         let Some(mut store) = self.open(network)? else { return Ok(()) };
-        let collected = collect(&mut store, valid);
+        let collected = collect(&mut store, valid, (self.host.look)());
         store.close();
         collected
     }
@@ -175,7 +173,7 @@ impl Plugin for HostLocal<'_> {
         let sets = config::range_sets(network, &own_ranges)?;
         // Somebody holding the lock is at work: no reason to hold STATUS up, which in
         // turn would hold up every ADD (containerd).
-        let opened = Store::open(&config::directory(network)?, false, self.boot()?, Wait::No);
+        let opened = self.open_within(network, Wait::No);
         let Some(mut store) = opened.map_err(unavailable)? else { return Ok(()) };
         let exhausted = self.exhausted(&mut store, &sets);
         store.close();
@@ -216,19 +214,7 @@ impl HostLocal<'_> {
         let mut leases = Vec::new();
         for noted in store.noted()? {
             let Some(held) = store.read(noted.address)? else { continue };
-            let (container_id, ifname) = match &held.holder {
-                Holder::Attachment(key) => (key.container_id.clone(), Some(key.ifname.clone())),
-                Holder::Container(id) => (id.clone(), None),
-                Holder::Nobody | Holder::Unknown => continue,
-            };
-            leases.push(Lease {
-                address: held.address,
-                container_id,
-                ifname,
-                age: held.age,
-                ours: held.origin == Origin::Ours,
-                interface_lives: sight.lives(&held.holder),
-            });
+            leases.extend(Lease::of(&held, sight.lives(&held.holder)));
         }
         store.close();
         leases.sort_by_key(|lease| lease.address);
@@ -245,7 +231,7 @@ impl HostLocal<'_> {
         };
         let Some(mut store) = self.open(network)? else { return Ok(None) };
         let released = match store.read(address)? {
-            Some(held) if !self.look().is_dead(&held) => Err(Error::new(
+            Some(held) if !Look::new((self.host.look)()).is_dead(&held) => Err(Error::new(
                 Code::TryAgain,
                 format!(
                     "{address} is in use by container {}: delete the pod first",
@@ -259,12 +245,85 @@ impl HostLocal<'_> {
         Ok(released?.then_some(lease))
     }
 
+    /// Frees orphaned leases, `most` at most. With [`Wait::No`], none where somebody else is at
+    /// work on the leases.
+    pub fn free_orphans(
+        &self,
+        network: &Network,
+        wait: Wait,
+        most: usize,
+    ) -> Result<Orphans, Error> {
+        let (mut found, orphans) = self.find_orphans(network, wait)?;
+        let orphans: Vec<Held> = orphans.take(most).collect();
+        if orphans.is_empty() {
+            return Ok(found);
+        }
+        let Some(mut store) = self.open_within(network, wait)? else { return Ok(found) };
+        let mut outcome = Ok(());
+        for held in orphans {
+            match store.release_unchanged(&held) {
+                Ok(true) => {
+                    log::info!(
+                        "{} freed: the interface of {:?} is gone",
+                        held.address,
+                        held.holder
+                    );
+                    found.orphans.extend(Lease::of(&held, Some(false)));
+                }
+                Ok(false) => {}
+                Err(error) => outcome = Err(error),
+            }
+        }
+        store.close();
+        outcome.map(|()| found)
+    }
+
+    /// The orphaned leases.
+    pub fn orphans(&self, network: &Network, wait: Wait) -> Result<Vec<Lease>, Error> {
+        let (_, orphans) = self.find_orphans(network, wait)?;
+        Ok(orphans.filter_map(|held| Lease::of(&held, Some(false))).collect())
+    }
+
+    /// The orphaned leases. They are looked for without the lock, which may take some time where
+    /// there are many processes.
+    fn find_orphans(
+        &self,
+        network: &Network,
+        wait: Wait,
+    ) -> Result<(Orphans, impl Iterator<Item = Held>), Error> {
+        let sight = (self.host.look)();
+        let mut found = Orphans::default();
+        let mut suspects = Vec::new();
+        if sight.interface_lives.is_some() {
+            if let Some(mut store) = self.open_within(network, wait)? {
+                (suspects, found.leases) = without_route(&mut store, &sight)?;
+                found.state = store.close_with_state();
+                found.proven = suspects.is_empty();
+            }
+        }
+        Ok((found, orphans(suspects, sight)))
+    }
+
+    /// What tells whether a lease was made or removed: another text then. `None` where there is
+    /// no lease directory.
+    pub fn state(&self, network: &Network) -> Result<Option<String>, Error> {
+        Ok(state(&config::directory(network)?))
+    }
+
     fn boot(&self) -> Result<Boot, Error> {
         Boot::read(&self.host.boot_id)
     }
 
     fn open(&self, network: &Network) -> Result<Option<Store>, Error> {
-        let wait = Wait::AtMost(self.host.lock_wait);
+        self.open_within(network, Wait::AtMost(self.host.lock_wait))
+    }
+
+    /// The store; `None` if there is none, or `wait` is [`Wait::No`] and somebody is at work.
+    pub(crate) fn open_within(
+        &self,
+        network: &Network,
+        wait: Wait,
+    ) -> Result<Option<Store>, Error> {
         Store::open(&config::directory(network)?, false, self.boot()?, wait)
     }
 
@@ -345,7 +404,8 @@ impl HostLocal<'_> {
         if store.lease(address, key)? {
             return Ok(address);
         }
-        let dead = |held: &Held| held.address == address && self.look().is_dead(held);
+        let dead =
+            |held: &Held| held.address == address && Look::new((self.host.look)()).is_dead(held);
         if let Some(held) = store.read(address)?.filter(dead) {
             if store.release(address, &held.holder)? && store.lease(address, key)? {
                 return Ok(address);
@@ -373,7 +433,7 @@ impl HostLocal<'_> {
                 Some(_) => {}
                 None if reclaimed => return Err(exhausted(store, network, set)?),
                 None => {
-                    self.reclaim(store, set, RECLAIM_MOST)?;
+                    reclaim(store, set, RECLAIM_MOST, self.host.look)?;
                     reclaimed = true;
                 }
             }
@@ -385,66 +445,13 @@ impl HostLocal<'_> {
     fn exhausted(&self, store: &mut Store, sets: &[RangeSet]) -> Result<Option<Error>, Error> {
         for set in sets {
             if store.next_free(set, None)?.is_none() {
-                self.reclaim(store, set, 1)?;
+                reclaim(store, set, 1, self.host.look)?;
             }
             if store.next_free(set, None)?.is_none() {
                 return exhausted_error(store, set, "").map(Some);
             }
         }
         Ok(None)
-    }
-
-    /// Frees leases of `set` that are certainly nobody's, `most` of them at most.
-    fn reclaim(&self, store: &mut Store, set: &RangeSet, most: usize) -> Result<(), Error> {
-        store.verify_notes()?;
-        let mut noted = store.noted()?;
-        noted.retain(|lease| set.range_of(lease.address).is_some());
-        let look = self.look();
-        let mut freed = 0;
-        for lease in noted.into_iter().filter(|lease| look.is_suspect(lease)) {
-            let Some(held) = store.read(lease.address)? else { continue };
-            if look.is_dead(&held) && store.release(held.address, &held.holder)? {
-                log::info!("{} freed: its holder {:?} is gone", held.address, held.holder);
-                freed += 1;
-            }
-            if freed == most {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// A look around, to be taken under the lock.
-    fn look(&self) -> Look<'_> {
-        // In this order: a plugin that is done by now has left traces.
-        let making = making::containers();
-        Look { making, sight: (self.host.look)() }
-    }
-}
-
-/// What was to be seen at one moment, containers being worked on first.
-struct Look<'a> {
-    making: HashSet<String>,
-    sight: Sight<'a>,
-}
-
-impl Look<'_> {
-    /// Whether it is worth reading the lease; cheap, as there may be many.
-    fn is_suspect(&self, lease: &Noted) -> bool {
-        (self.sight.interface_lives.is_some() || lease.origin == Origin::Other)
-            && !(self.sight.address_in_use)(lease.address)
-    }
-
-    /// Whether nobody uses the lease's address any more. A lease that we wrote in this
-    /// boot is dead only if its interface can be asked for and is gone. Whatever refers to the
-    /// address keeps it: another plugin than the one asking may have made the pod.
-    fn is_dead(&self, held: &Held) -> bool {
-        let Some(id) = held.holder.container_id() else { return false };
-        if self.making.contains(id) || (self.sight.address_in_use)(held.address) {
-            return false;
-        }
-        let lives = self.sight.lives(&held.holder);
-        !lives.unwrap_or(held.origin == Origin::Ours)
     }
 }
 
@@ -459,32 +466,6 @@ fn release_all(store: &mut Store, key: &AttachmentKey) -> Result<(), Error> {
     let mut outcome = Ok(());
     for address in addresses {
         if let Err(error) = store.release(address, &holder) {
-            outcome = Err(error);
-        }
-    }
-    outcome
-}
-
-/// Frees every lease whose holder is not in `valid` and is not being worked on.
-fn collect(store: &mut Store, valid: &[AttachmentKey]) -> Result<(), Error> {
-    let keys: HashSet<_> = valid.iter().collect();
-    let ids: HashSet<_> = valid.iter().map(|key| key.container_id.as_str()).collect();
-    let is_valid = |holder: &Holder| match holder {
-        Holder::Attachment(key) => keys.contains(key),
-        Holder::Container(id) => ids.contains(id.as_str()),
-        Holder::Nobody | Holder::Unknown => true,
-    };
-    store.verify_notes()?;
-    let noted = store.noted()?;
-    let making = making::containers();
-    let mut outcome = Ok(());
-    for lease in noted {
-        let Some(held) = store.read(lease.address)? else { continue };
-        let busy = held.holder.container_id().is_some_and(|id| making.contains(id));
-        if is_valid(&held.holder) || busy {
-            continue;
-        }
-        if let Err(error) = store.release(held.address, &held.holder) {
             outcome = Err(error);
         }
     }

@@ -108,6 +108,16 @@ pub(crate) struct Held {
     pub(crate) origin: Origin,
     /// Time since it was made, by the wall clock: to be shown, never acted on.
     pub(crate) age: Option<Duration>,
+    /// Inode and last change of the file: another lease of the same holder has others.
+    version: (u64, i64, i64),
+}
+
+impl Held {
+    /// Whether this and `other`, read at another time, are one lease that was there all along.
+    fn is(&self, other: &Self) -> bool {
+        (self.address, self.version) == (other.address, other.version)
+            && self.holder == other.holder
+    }
 }
 
 /// The lease directory, locked for as long as this lives.
@@ -284,19 +294,31 @@ impl Store {
 
     /// Removes the lease of `address` if `holder` still has it.
     pub(crate) fn release(&mut self, address: IpAddr, holder: &Holder) -> Result<bool, Error> {
-        if self.read(address)?.is_none_or(|held| held.holder != *holder) {
-            return Ok(false);
+        match self.read(address)? {
+            Some(now) if now.holder == *holder => self.remove(&now).map(|()| true),
+            _ => Ok(false),
         }
-        let name = address.to_string();
+    }
+
+    /// Removes a lease that was read before, perhaps without the lock since, if it is the same.
+    pub(crate) fn release_unchanged(&mut self, held: &Held) -> Result<bool, Error> {
+        match self.read(held.address)? {
+            Some(now) if now.is(held) => self.remove(&now).map(|()| true),
+            _ => Ok(false),
+        }
+    }
+
+    fn remove(&mut self, held: &Held) -> Result<(), Error> {
+        let name = held.address.to_string();
         self.changed = true;
         match unlinkat(&self.dir, name.as_str(), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(error) => return Err(self.io("remove the lease", &name, &error)),
         }
-        if let Some(hash) = holder.hash() {
-            self.intact &= self.notes.remove(hash, address).is_ok();
+        if let Some(hash) = held.holder.hash() {
+            self.intact &= self.notes.remove(hash, held.address).is_ok();
         }
-        Ok(true)
+        Ok(())
     }
 
     /// The lease of `address`; `None` if there is none.
@@ -311,7 +333,9 @@ impl Store {
             Mark::Written => Origin::Ours,
             Mark::Seen | Mark::Earlier | Mark::None => Origin::Other,
         };
-        Ok(Some(Held { address, holder: Holder::parse(&content), origin, age: age(&meta) }))
+        let version = (meta.ino(), meta.ctime(), meta.ctime_nsec());
+        let holder = Holder::parse(&content);
+        Ok(Some(Held { address, holder, origin, age: age(&meta), version }))
     }
 
     /// Every lease that the notes have.
@@ -364,7 +388,17 @@ impl Store {
     }
 
     /// Ends the use of the store: the notes are declared complete if they are.
-    pub(crate) fn close(self) {
+    pub(crate) fn close(mut self) {
+        self.seal();
+    }
+
+    /// The same, and [`state`] at that moment.
+    pub(crate) fn close_with_state(mut self) -> Option<String> {
+        self.seal();
+        fstat(&self.dir).ok().map(|stat| state_text(&stat))
+    }
+
+    fn seal(&mut self) {
         if !(self.changed && self.kept && self.intact) {
             return;
         }
@@ -373,6 +407,7 @@ impl Store {
         if let Err(error) = utimensat(&self.dir, ".", &TimeSpec::UTIME_OMIT, &seal, flags) {
             log::warn!("cannot mark {} as indexed: {error}", self.path.display());
         }
+        self.changed = false;
     }
 
     /// The directory, for messages.
@@ -392,6 +427,17 @@ impl Store {
     fn index_error(&self, error: &dyn Display) -> Error {
         self.io("read the lease index", OWN, error)
     }
+}
+
+/// What tells whether anything was made or removed in the directory `path`: another text then.
+/// `None` where there is none.
+pub(crate) fn state(path: &Path) -> Option<String> {
+    nix::sys::stat::stat(path).ok().map(|stat| state_text(&stat))
+}
+
+fn state_text(stat: &FileStat) -> String {
+    let FileStat { st_dev, st_ino, st_ctime, st_ctime_nsec, .. } = stat;
+    format!("{st_dev}:{st_ino} {st_ctime}.{st_ctime_nsec:09}")
 }
 
 /// What a look at every file of the directory found.

@@ -277,6 +277,21 @@ impl Rtnetlink {
     /// The routes that `filter` picks. Routes with several next hops are listed
     /// without any.
     pub fn routes(&mut self, filter: Filter) -> Result<Vec<Route>> {
+        self.list_routes(filter, Some)
+    }
+
+    /// Destinations of the routes that `filter` picks and that lead to one address each. There
+    /// may be tens of thousands, which is why no routes are kept.
+    pub fn host_routes(&mut self, filter: Filter) -> Result<Vec<IpAddr>> {
+        let is_one = |dst: &IpNetwork| *dst == IpNetwork::from(dst.ip());
+        self.list_routes(filter, |route| Some(route.dst).filter(is_one).map(|dst| dst.ip()))
+    }
+
+    fn list_routes<T>(
+        &mut self,
+        filter: Filter,
+        of: impl Fn(Route) -> Option<T>,
+    ) -> Result<Vec<T>> {
         let mut body = [0; RTMSG];
         body[0] = filter.family;
         body[4] = u8::try_from(filter.table).unwrap_or(libc::RT_TABLE_UNSPEC);
@@ -292,7 +307,7 @@ impl Rtnetlink {
             (filter.protocol == 0 || route.protocol == filter.protocol)
                 && (filter.table == 0 || route.table == filter.table)
         };
-        match self.dump(&message, |reply| parse(reply).filter(picked)) {
+        match self.dump(&message, |reply| parse(reply).filter(picked).and_then(&of)) {
             // A table that was never used, or an interface just gone.
             Err(e) if e.is_gone() => Ok(Vec::new()),
             other => other.map_err(|e| e.about("cannot list routes")),

@@ -18,6 +18,10 @@ use nix::fcntl::{FcntlArg, fcntl};
 use crate::failure::refused;
 use crate::state_dir;
 
+/// Protocol number of the host's routes to its pods. The routes between nodes have another
+/// one, so that neither `routing` nor a BGP export takes these for its own.
+pub(crate) const POD_ROUTE_PROTOCOL: u8 = 88;
+
 /// File whose bytes are the locks of attachments.
 const LOCKS: &str = "attachments.lock";
 /// First word of the alias of every host end.

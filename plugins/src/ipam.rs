@@ -4,16 +4,18 @@
 use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use cni::{AddResult, Attachment, AttachmentKey, Error, Network, Object, Plugin, Verb, delegate};
 use ipam_host_local::{Host, HostLocal, OwnRanges, Sight};
 use kernel::Rtnetlink;
 
-use crate::addresses_in_use::AddressesInUse;
+use crate::addresses_in_use::{AddressesInUse, PodRoutes};
 use crate::attachment::Id;
 use crate::budget::{IPAM_STATUS, within};
 use crate::failure::{invalid_config, refused};
 use crate::node::{self, Source, Stamped};
+use crate::orphans;
 
 /// The IPAM plugin of a network.
 #[derive(Debug)]
@@ -96,12 +98,17 @@ impl Ipam {
         }
     }
 
-    /// Fails where no address could be had.
+    /// Frees orphaned leases; fails where no address could be had.
     pub(crate) fn status(&self, network: &Network) -> Result<(), Error> {
         match self {
-            Self::OwnHostLocal => timely_status(network, |network| {
-                with_host_local(network, |plugin| plugin.status(network))
-            }),
+            Self::OwnHostLocal => {
+                let started = Instant::now();
+                let status = timely_status(network, |network| {
+                    with_host_local(network, |plugin| plugin.status(network))
+                });
+                free_orphans(network, IPAM_STATUS.saturating_sub(started.elapsed()));
+                status
+            }
             Self::Executable { file, .. } => delegate::call(file, Verb::Status, network),
         }
     }
@@ -122,6 +129,21 @@ fn timely_status(
     })
 }
 
+/// Frees orphaned leases, as many as `time` is enough for. It fails no STATUS.
+fn free_orphans(network: &Network, time: Duration) {
+    let own = network.clone();
+    let work = move || with_host_local(&own, |plugin| orphans::tick(plugin, &own));
+    match within(time, work) {
+        Some(Ok(())) => {}
+        Some(Err(error)) => log::warn!("cannot free orphaned leases: {error}"),
+        None => log::warn!(
+            "the search for orphaned leases did not finish within {} ms and was cut off; \
+             `weft sync` completes it",
+            time.as_millis()
+        ),
+    }
+}
+
 /// Runs `work` with `host-local` as `veth` uses it: it can tell which leases belong
 /// to interfaces that are gone.
 pub(crate) fn with_host_local<T>(
@@ -139,11 +161,8 @@ fn host_local<T>(
 ) -> Result<T, Error> {
     let look = || {
         let ends = HostEnds::default();
-        let in_use = AddressesInUse::default();
-        Sight {
-            interface_lives: Some(Box::new(move |key| ends.lives(&network.name, key))),
-            address_in_use: Box::new(move |ip| in_use.contains(ip)),
-        }
+        let interface_lives = move |key: &AttachmentKey| ends.lives(&network.name, key);
+        Sight { interface_lives: Some(Box::new(interface_lives)), ..addresses() }
     };
     work(&HostLocal { host: Host::new(own_ranges, &look) })
 }
@@ -183,11 +202,17 @@ fn standalone<T>(
     work: impl FnOnce(&HostLocal) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let own_ranges = |ipam: &Object| node::pod_ranges(&network.name, &Source::read(ipam)?);
-    let look = || {
-        let in_use = AddressesInUse::default();
-        Sight { interface_lives: None, address_in_use: Box::new(move |ip| in_use.contains(ip)) }
-    };
-    work(&HostLocal { host: Host::new(&own_ranges, &look) })
+    work(&HostLocal { host: Host::new(&own_ranges, &addresses) })
+}
+
+/// What can be seen of addresses.
+fn addresses<'a>() -> Sight<'a> {
+    let (routes, in_use) = (PodRoutes::default(), AddressesInUse::default());
+    Sight {
+        interface_lives: None,
+        has_pod_route: Box::new(move |ip| routes.contain(ip)),
+        address_in_use: Box::new(move |ip| in_use.contains(ip)),
+    }
 }
 
 /// The names of all links, listed when first asked for: where a range is exhausted, there

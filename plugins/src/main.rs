@@ -12,6 +12,7 @@ mod forwarding;
 mod ipam;
 mod loopback;
 mod node;
+mod orphans;
 mod routing;
 mod state_dir;
 mod trace;

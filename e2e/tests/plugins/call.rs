@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Family, Node, Output, Place, Pod, Snapshot, weft_bin_dir};
+use e2e::{Cmd, Family, Node, Output, Place, Pod, Running, Snapshot, weft_bin_dir};
 use serde_json::{Value, json};
+
+/// Where Debian has the reference plugins (containernetworking-plugins).
+pub(crate) const REFERENCE: &str = "/usr/lib/cni";
 
 /// A run of a plugin, all of which can be set.
 #[derive(Clone, Debug)]
@@ -66,10 +69,21 @@ impl Call {
 
     /// Runs it on `place`, whatever comes of it.
     pub(crate) fn run(&self, place: &Place) -> Result<Output> {
-        let mut argv = self.wrapper.clone();
-        argv.push(self.plugin.clone());
-        let command = place.command(&argv).stdin(&self.stdin);
-        self.env.iter().fold(command, |command, (key, value)| command.env(key, value)).output()
+        self.command(place, &self.argv()).output()
+    }
+
+    fn argv(&self) -> Vec<String> {
+        self.wrapper.iter().chain([&self.plugin]).cloned().collect()
+    }
+
+    fn command<'a>(&self, place: &'a Place, argv: &[String]) -> Cmd<'a> {
+        let command = place.command(argv).stdin(&self.stdin);
+        self.env.iter().fold(command, |command, (key, value)| command.env(key, value))
+    }
+
+    /// Starts it.
+    pub(crate) fn spawn(&self, place: &Place) -> Result<Running> {
+        self.command(place, &self.argv()).spawn()
     }
 
     /// Runs it; it has to succeed. The result of ADD and VERSION, else null.

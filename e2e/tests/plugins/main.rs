@@ -6,5 +6,6 @@ mod bad_input;
 mod call;
 mod callers;
 mod neighbours;
+mod orphans;
 mod rollback;
 mod verbs;

@@ -144,12 +144,21 @@ impl<'a> Victim<'a> {
             }
             // Nobody was told of the result; or there is no way back to the host.
             _ if harm == Harm::Kill || unprinted || aborted => {
+                self.status_frees_leases().with_context(|| output.to_string())?;
                 cleanup.ok(self.node).with_context(|| output.to_string())?;
             }
             _ => bail!("neither done nor refused: {output}"),
         }
         self.assert_clean().with_context(|| format!("after {output}"))?;
         self.works()
+    }
+
+    /// Without a DEL, STATUS frees the leases of an ADD that came to no interface.
+    fn status_frees_leases(&self) -> Result<()> {
+        Call::new(self.plugin, "STATUS", self.pod, &self.config)?.ok(self.node)?;
+        let (ends, left) = (host_ends(self.node)?, leases(self.node));
+        ensure!(left.is_empty() == ends.is_empty(), "leases {left:?}, host ends {ends:?}");
+        Ok(())
     }
 
     /// Harms every `nth` step; all with WEFT_SOAK.

@@ -6,10 +6,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::{Chain, Lab, Node, Pod, weft_bin_dir};
 use serde_json::{Value, json};
 
-use crate::call::{Call, changes, host_ends, leases, settled, veth_config};
-
-/// Where Debian has the reference plugins (containernetworking-plugins).
-const REFERENCE: &str = "/usr/lib/cni";
+use crate::call::{Call, REFERENCE, changes, host_ends, leases, settled, veth_config};
 
 fn with(mut config: Value, key: &str, value: Value) -> Value {
     config[key] = value;

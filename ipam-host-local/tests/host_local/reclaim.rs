@@ -1,10 +1,12 @@
 //! What is taken back, when, and what never.
 
+use std::cell::Cell;
 use std::fs;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use cni::{AttachmentKey, Error, Plugin};
-use ipam_host_local::{Host, HostLocal, Sight};
+use ipam_host_local::{Host, HostLocal, Sight, Wait, lock};
 use serde_json::{Value, json};
 
 use crate::util::{
@@ -108,7 +110,7 @@ fn unnoted_leases_live_until_space_runs_out() {
     dir.write("10.1.2.3", "r-x\r\neth0");
     dir.write("10.1.2.4", "r-y");
     let used = |address: std::net::IpAddr| address.to_string() == "10.1.2.4";
-    let look = || Sight { interface_lives: None, address_in_use: Box::new(used) };
+    let look = || Sight { address_in_use: Box::new(used), ..nothing_in_use() };
     let idle = || Host::new(&no_ranges, &look);
     for id in ["r-a", "r-b", "r-c"] {
         add(idle(), id, &config).unwrap();
@@ -131,7 +133,11 @@ fn leases_without_interface_are_taken_back() {
         _ => Ok(true),
     };
     let used = |address: std::net::IpAddr| address.to_string() == "10.1.2.3";
-    let look = || Sight { interface_lives: Some(Box::new(lives)), address_in_use: Box::new(used) };
+    let look = || Sight {
+        interface_lives: Some(Box::new(lives)),
+        address_in_use: Box::new(used),
+        ..nothing_in_use()
+    };
     let veth = || Host::new(&no_ranges, &look);
     HostLocal { host: veth() }.status(&network(&config)).unwrap();
     assert_eq!(add_one(veth(), "r-f", &config).unwrap(), "10.1.2.4");
@@ -161,6 +167,196 @@ fn a_pod_that_is_being_made_keeps_its_lease() {
     work.wait().unwrap();
     HostLocal { host: idle() }.gc(&[], &network(&config)).unwrap();
     assert!(dir.held().is_empty());
+}
+
+/// Leases of six containers, of which the interfaces of three are gone: `r-a`, whose address is in
+/// use, and `r-b` and `r-c`.
+fn with_orphans(dir: &Dir) -> Value {
+    let config = small(dir);
+    fill(&config);
+    // As old versions of the reference plugin wrote it, and as nobody does.
+    dir.write("10.1.2.20", "r-b");
+    dir.write("10.1.2.21", "reserved for r-b");
+    config
+}
+
+fn free(dir: &Dir, config: &Value, wait: Wait, most: usize) -> Vec<String> {
+    let lives = |key: &AttachmentKey| match key.container_id.as_str() {
+        "r-a" | "r-b" | "r-c" => Ok(false),
+        "r-d" => Err(Error::new(cni::Code::Kernel, "no answer")),
+        _ => Ok(true),
+    };
+    let used = |address: std::net::IpAddr| address.to_string() == "10.1.2.2";
+    let look = || Sight {
+        interface_lives: Some(Box::new(lives)),
+        address_in_use: Box::new(used),
+        ..nothing_in_use()
+    };
+    let before = dir.held();
+    let host = Host::new(&no_ranges, &look);
+    let found = HostLocal { host }.free_orphans(&network(config), wait, most).unwrap();
+    let mut freed: Vec<_> = found.orphans.iter().map(|lease| lease.address.to_string()).collect();
+    freed.sort();
+    let after = dir.held();
+    let gone: Vec<_> = before.into_keys().filter(|name| !after.contains_key(name)).collect();
+    assert_eq!(freed, gone, "not what it says");
+    freed
+}
+
+#[test]
+fn orphans_are_those_whose_interface_is_gone() {
+    let dir = Dir::new();
+    let config = with_orphans(&dir);
+    assert_eq!(free(&dir, &config, Wait::No, 10), ["10.1.2.3", "10.1.2.4"]);
+    assert_eq!(free(&dir, &config, Wait::No, 10), [""; 0]);
+    // Who cannot ask for interfaces knows of no orphan.
+    let standalone = HostLocal { host: Host::new(&no_ranges, &nothing_in_use) };
+    let found = standalone.free_orphans(&network(&config), Wait::No, 10).unwrap();
+    assert!(found.orphans.is_empty() && !found.proven, "{found:?}");
+    assert_eq!(dir.held().len(), 5);
+}
+
+#[test]
+fn an_orphan_of_the_reference_plugin_is_one_too() {
+    let dir = Dir::new();
+    let config = small(&dir);
+    for (address, id) in [("10.1.2.2", "r-a"), ("10.1.2.3", "r-b"), ("10.1.2.5", "r-e")] {
+        dir.write(address, &format!("{id}\r\neth0"));
+    }
+    assert_eq!(free(&dir, &config, Wait::No, 10), ["10.1.2.3"]);
+}
+
+#[test]
+fn a_call_frees_no_more_orphans_than_it_may() {
+    let dir = Dir::new();
+    let config = with_orphans(&dir);
+    assert_eq!(free(&dir, &config, Wait::No, 1).len(), 1);
+    assert_eq!(free(&dir, &config, Wait::No, 1).len(), 1);
+    assert_eq!(free(&dir, &config, Wait::No, 1), [""; 0]);
+}
+
+#[test]
+fn orphans_wait_while_somebody_is_at_work() {
+    let dir = Dir::new();
+    let config = with_orphans(&dir);
+    let path = dir.leases().join("lock");
+    let held = lock(fs::File::open(&path).unwrap(), "lock", Wait::No).unwrap();
+    assert!(held.is_some());
+    assert_eq!(free(&dir, &config, Wait::No, 10), [""; 0]);
+    let waited = std::thread::scope(|scope| {
+        let free = scope.spawn(|| free(&dir, &config, Wait::AtMost(Duration::from_secs(60)), 10));
+        drop(held);
+        free.join().unwrap()
+    });
+    assert_eq!(waited, ["10.1.2.3", "10.1.2.4"]);
+}
+
+#[test]
+fn an_orphan_that_is_being_made_is_none() {
+    let dir = Dir::new();
+    let config = small(&dir);
+    dir.write("10.1.2.3", "orphan3\r\neth0");
+    dir.write("10.1.2.4", "orphan4\r\neth0");
+    let mut work = Command::new("cat");
+    environment(&mut work, "ADD", "orphan4", "eth0", "");
+    let mut work = work.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let look = || Sight { interface_lives: Some(Box::new(|_| Ok(false))), ..nothing_in_use() };
+    let free = || {
+        let host = Host::new(&no_ranges, &look);
+        HostLocal { host }.free_orphans(&network(&config), Wait::No, 10).unwrap()
+    };
+    assert_eq!(free().orphans.len(), 1);
+    assert_eq!(dir.held().into_keys().collect::<Vec<_>>(), ["10.1.2.4"]);
+    drop(work.stdin.take());
+    work.wait().unwrap();
+    assert_eq!(free().orphans.len(), 1);
+    assert!(dir.held().is_empty());
+}
+
+/// Between the look around, which is without the lock, and the release.
+#[test]
+fn a_lease_that_was_made_anew_meanwhile_is_kept() {
+    let dir = Dir::new();
+    let config = small(&dir);
+    add(host(), "r-a", &config).unwrap();
+    add(host(), "r-b", &config).unwrap();
+    let made_anew = Cell::new(false);
+    let in_use = |_: std::net::IpAddr| {
+        if !made_anew.replace(true) {
+            del("r-a", &config);
+            let mut same = config.clone();
+            same["runtimeConfig"] = json!({ "ips": ["10.1.2.2"] });
+            assert_eq!(add_one(host(), "r-a", &same).unwrap(), "10.1.2.2");
+        }
+        false
+    };
+    let look = || Sight {
+        interface_lives: Some(Box::new(|_| Ok(false))),
+        address_in_use: Box::new(in_use),
+        ..nothing_in_use()
+    };
+    let veth = HostLocal { host: Host::new(&no_ranges, &look) };
+    veth.free_orphans(&network(&config), Wait::No, 10).unwrap();
+    assert_eq!(dir.held().into_keys().collect::<Vec<_>>(), ["10.1.2.2"]);
+    veth.free_orphans(&network(&config), Wait::No, 10).unwrap();
+    assert!(dir.held().is_empty());
+}
+
+/// A pod's route is enough, and spares the look at everything else.
+#[test]
+fn leases_with_a_route_are_not_looked_into() {
+    let dir = Dir::new();
+    let config = small(&dir);
+    fill(&config);
+    let routed = |address: std::net::IpAddr| address.to_string() != "10.1.2.4";
+    let all = |_: std::net::IpAddr| true;
+    let asked = Cell::new(0);
+    let in_use = |_: std::net::IpAddr| {
+        asked.set(asked.get() + 1);
+        false
+    };
+    let free = |has_pod_route: &dyn Fn(std::net::IpAddr) -> bool| {
+        let look = || Sight {
+            interface_lives: Some(Box::new(|_| Ok(false))),
+            has_pod_route: Box::new(has_pod_route),
+            address_in_use: Box::new(in_use),
+        };
+        let host = Host::new(&no_ranges, &look);
+        HostLocal { host }.free_orphans(&network(&config), Wait::No, 10).unwrap()
+    };
+    let found = free(&all);
+    assert!(found.proven && found.leases == 5 && asked.get() == 0, "{found:?}");
+    let found = free(&routed);
+    assert!(!found.proven && found.orphans.len() == 1, "{found:?}");
+    assert_eq!(asked.get(), 1, "of one lease");
+    assert!(!dir.held().contains_key("10.1.2.4"), "{:?}", dir.held());
+    assert!(free(&routed).proven);
+}
+
+/// A lease removed by hand while a verb ran, whose seal covers that up.
+#[test]
+fn what_the_index_has_and_the_directory_has_not_is_forgotten() {
+    let dir = Dir::new();
+    let config = with_orphans(&dir);
+    let sealed = fs::metadata(dir.leases()).unwrap().modified().unwrap();
+    fs::remove_file(dir.leases().join("10.1.2.3")).unwrap();
+    fs::File::open(dir.leases()).unwrap().set_modified(sealed).unwrap();
+    assert_eq!(free(&dir, &config, Wait::No, 10), ["10.1.2.4"]);
+    let mut usage = HostLocal { host: host() }.usage(&network(&config)).unwrap();
+    // The gateway, and three of five containers.
+    assert_eq!(usage.remove(0).taken, 4);
+}
+
+#[test]
+fn gc_keeps_what_has_an_interface() {
+    let dir = Dir::new();
+    let config = small(&dir);
+    fill(&config);
+    let lives = |key: &AttachmentKey| Ok(key.container_id == "r-c");
+    let look = || Sight { interface_lives: Some(Box::new(lives)), ..nothing_in_use() };
+    let veth = HostLocal { host: Host::new(&no_ranges, &look) };
+    veth.gc(&[key("r-a")], &network(&config)).unwrap();
+    assert_eq!(dir.held().into_values().collect::<Vec<_>>(), ["r-a\r\neth0", "r-c\r\neth0"]);
 }
 
 #[test]

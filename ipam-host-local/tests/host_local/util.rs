@@ -187,7 +187,11 @@ pub(crate) fn no_ranges(_: &Object<'_>) -> Result<Vec<IpNetwork>, Error> {
 
 /// A look that finds nothing.
 pub(crate) fn nothing_in_use() -> Sight<'static> {
-    Sight { interface_lives: None, address_in_use: Box::new(|_| false) }
+    Sight {
+        interface_lives: None,
+        has_pod_route: Box::new(|_| false),
+        address_in_use: Box::new(|_| false),
+    }
 }
 
 /// A host on which every address is in use.

@@ -5,11 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::installed::BIN_DIRECTORY;
 use super::{bgp, conflist, export_router, install, ipam, nodes, status, teardown, trace};
 use crate::node;
-
-/// Where runtimes look for plugins.
-const BIN_DIRECTORY: &str = "/opt/cni/bin";
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +77,8 @@ kernel holds, changes what differs, and prints each change as the command that
 would make it. Run again it changes nothing. Every ADD, GC and STATUS of the
 plugin `routing` does the same; run it by hand after a change of the
 configuration or of the node map to have it at once.
+
+Also frees orphaned leases of the plugin `veth`: those whose interface is gone.
 
 Exit status 1 also where part of the node map could not be used, a change was
 refused, or another program's route is in the way. What no sync can better, such

@@ -27,6 +27,8 @@ pub(super) struct RoutingNetwork {
     pub(super) config: Config,
     /// What the plugin whose IPAM plugin is `host-local` is told, if there is one.
     pub(super) host_local: Option<Network>,
+    /// Whether that plugin is `veth`.
+    pub(super) is_veth: bool,
     /// What in its plugins' keys is probably not meant so, for people.
     pub(super) hints: Vec<String>,
 }
@@ -88,11 +90,13 @@ fn read(file: &Path, whole: &Map<String, Value>) -> Result<Option<RoutingNetwork
     };
     let mut routing = None;
     let mut host_local = None;
+    let mut is_veth = false;
     let hints = plugins.iter().flat_map(hints::of).collect();
     for plugin in plugins {
         if plugin.text("type")? == Some("routing") {
             routing = Some(plugin);
         } else if uses_host_local(&plugin)? {
+            is_veth = plugin.text("type")? == Some("veth");
             host_local = Some(plugin);
         }
     }
@@ -101,7 +105,7 @@ fn read(file: &Path, whole: &Map<String, Value>) -> Result<Option<RoutingNetwork
     check_network_name(name)?;
     let config = Config::of(name, &routing)?;
     let host_local = host_local.map(|plugin| as_ipam_sees_it(name, &plugin));
-    Ok(Some(RoutingNetwork { file: file.to_owned(), config, host_local, hints }))
+    Ok(Some(RoutingNetwork { file: file.to_owned(), config, host_local, is_veth, hints }))
 }
 
 /// Whether a plugin of the network is one of `wanted`. What is wrong with another

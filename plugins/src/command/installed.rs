@@ -9,10 +9,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use cluster::Map;
-use ipam_host_local::Lock;
+use cni::delegate::is_own_executable;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::conflist;
+
+/// Where runtimes look for plugins.
+pub(super) const BIN_DIRECTORY: &str = "/opt/cni/bin";
 
 /// What every executable of weft contains, of whatever version and under whatever
 /// name, and no other file: that is how ours are known.
@@ -149,7 +152,7 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 
 /// Opens directories and waits until no other install is at work in one of them; held
 /// until the files are dropped. In the order of inodes, each once: nobody waits in a circle.
-pub(super) fn lock(dirs: &[&Path]) -> Result<Vec<Lock>> {
+pub(super) fn lock(dirs: &[&Path]) -> Result<Vec<Flock<File>>> {
     let mut open = Vec::new();
     for dir in dirs {
         let about = || format!("cannot open {}", dir.display());
@@ -163,6 +166,11 @@ pub(super) fn lock(dirs: &[&Path]) -> Result<Vec<Lock>> {
         .into_iter()
         .map(|(_, file)| Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error));
     locked.collect::<Result<_, _>>().context("cannot lock a directory")
+}
+
+/// Whether `file` is an executable of weft, of whatever version.
+pub(super) fn is_weft_file(file: &Path) -> bool {
+    is_own_executable(file) || fs::read(file).is_ok_and(|content| is_weft(&content))
 }
 
 /// Whether this is the content of an executable of weft.

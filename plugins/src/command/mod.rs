@@ -12,6 +12,8 @@ mod install;
 mod installed;
 mod ipam;
 mod nodes;
+mod orphans;
+mod plan;
 mod print;
 mod status;
 mod teardown;
@@ -25,7 +27,7 @@ use serde_json::Value;
 
 use crate::node;
 use crate::routing::record;
-use crate::routing::sync::{Outcome, plan, sync};
+use crate::routing::sync::{Outcome, sync};
 use arguments::{Action, Arguments};
 use conflist::RoutingNetwork;
 
@@ -181,8 +183,23 @@ fn release(arguments: &Arguments, what: &str, interface: Option<&str>) -> Result
 }
 
 fn sync_one(network: &RoutingNetwork) -> Result<ExitCode> {
-    let outcome = sync(&network.config, &mut Rtnetlink::open()?)?;
-    report(&network.config.network, &outcome, "nothing was left to do", "change(s) made:");
+    // Leases need no node map, so they are freed even where the sync fails.
+    let freed = orphans::free(network);
+    let synced = sync(&network.config, &mut Rtnetlink::open()?);
+    let (mut outcome, error) = match synced {
+        Ok(outcome) => (outcome, None),
+        Err(error) => (Outcome::default(), Some(error)),
+    };
+    match freed {
+        Ok(freed) => outcome.add(freed),
+        Err(error) => outcome.failures.push(format!("{error:#}")),
+    }
+    if error.is_none() || outcome.count + outcome.failures.len() > 0 {
+        report(&network.config.network, &outcome, "nothing was left to do", "change(s) made:");
+    }
+    if let Some(error) = error {
+        return Err(error.into());
+    }
     match outcome.problems.len() + outcome.failures.len() {
         0 => Ok(ExitCode::SUCCESS),
         count => bail!("{count} warning(s), see above; everything else is done"),
@@ -190,7 +207,7 @@ fn sync_one(network: &RoutingNetwork) -> Result<ExitCode> {
 }
 
 fn plan_one(network: &RoutingNetwork) -> Result<ExitCode> {
-    let outcome = plan(&network.config, &mut Rtnetlink::open()?)?;
+    let outcome = plan::plan(network, &mut Rtnetlink::open()?)?;
     report(&network.config.network, &outcome, "nothing to do", "change(s) to make:");
     let own_ranges = node::pod_ranges(&network.config.network, &network.config.source)?;
     for (chain, commands) in in_the_way::in_the_way(&own_ranges)? {

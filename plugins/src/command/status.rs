@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 use super::conflist::RoutingNetwork;
 use super::in_the_way::in_the_way;
 use super::ipam::{usage, usage_json, usage_text};
+use super::plan::plan;
 use super::print::{print, table};
 use crate::routing::config::mode_word;
 use crate::routing::record::{Record, Run};
 use crate::routing::survey::{Peer, State, Survey, survey};
-use crate::routing::sync::plan;
 
 pub(super) const HELP: &str = "\
 Usage: weft status [--conf FILE] [-o json]
@@ -49,7 +49,7 @@ impl<'a> Status<'a> {
     fn read(network: &'a RoutingNetwork) -> Result<Self> {
         let mut host = Rtnetlink::open()?;
         let survey = survey(&network.config, &mut host)?;
-        let changes = plan(&network.config, &mut host)?.changes;
+        let changes = plan(network, &mut host)?.changes;
         let firewalls = in_the_way(&survey.own.pod_ranges)?;
         let record = Record::read(&network.config.network);
         Ok(Self { network, survey, usage: usage(network)?, changes, firewalls, record })

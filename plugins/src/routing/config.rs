@@ -219,7 +219,7 @@ fn mtu(keys: &Object) -> Result<Option<u32>, Error> {
 fn protocol(keys: &Object) -> Result<u8, Error> {
     let number = keys.integer("routeProtocol", LOWEST_PROTOCOL, 255)?;
     let number = number.map_or(DEFAULT_PROTOCOL, |number| number as u8);
-    if number == crate::veth::POD_ROUTE_PROTOCOL {
+    if number == crate::attachment::POD_ROUTE_PROTOCOL {
         let path = keys.path_of("routeProtocol");
         let msg = format!("{path}: {number} marks the routes to this node's own pods; use another");
         return Err(invalid_config(msg));

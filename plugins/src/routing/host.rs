@@ -12,10 +12,10 @@ use kernel::route::{Filter, Kind, Route, TABLE_MAIN};
 
 use super::config::Config;
 use super::record;
+use crate::attachment::POD_ROUTE_PROTOCOL;
 use crate::attachment::is_host_end;
 use crate::failure::{invalid_config, refused};
 use crate::node;
-use crate::veth::POD_ROUTE_PROTOCOL;
 
 /// The link under the tunnel, and this node's end on it.
 #[derive(Clone, Debug, PartialEq, Eq)]

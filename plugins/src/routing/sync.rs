@@ -53,7 +53,7 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     /// Adds changes.
-    pub(super) fn add(&mut self, changes: impl IntoIterator<Item = String>) {
+    pub(crate) fn add(&mut self, changes: impl IntoIterator<Item = String>) {
         let before = self.changes.len();
         self.changes.extend(changes);
         self.count += self.changes.len() - before;

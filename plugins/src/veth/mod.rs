@@ -12,7 +12,6 @@ use cni::{AddResult, Attachment, AttachmentKey, Error, Network, Plugin};
 
 use crate::ipam::Ipam;
 pub(crate) use config::KEYS;
-pub(crate) use plan::POD_ROUTE_PROTOCOL;
 
 /// The plugin.
 pub(crate) struct Veth;

@@ -12,13 +12,9 @@ use kernel::neighbour::{Neighbour, State};
 use kernel::route::{Route, Scope};
 
 use super::config::{Config, MIN_MTU_IPV6};
-use crate::attachment::Id;
+use crate::attachment::{Id, POD_ROUTE_PROTOCOL};
 use crate::failure::invalid_config;
 
-/// Protocol number of the host's routes to its pods: another than that of the
-/// routes between nodes, so that neither `routing` nor a BGP export takes them
-/// for its own.
-pub(crate) const POD_ROUTE_PROTOCOL: u8 = 88;
 /// RTPROT_BOOT, the protocol of routes made by `ip route add`: the container's.
 const CONTAINER_ROUTE_PROTOCOL: u8 = 3;
 /// Gateway of a pod whose IPAM gives none: link-local, as it is only ever a
