@@ -38,6 +38,7 @@ make_root() {
 }
 
 # pivot_root instead of chroot: the kernel allows no user namespace to a process in a chroot.
+# shellcheck disable=SC2016 # expanded by the shell that runs it
 ENTER='
 root=$1
 shift
