@@ -60,7 +60,7 @@ pub use packet::{
 pub use place::{Cmd, Place};
 pub use pod::Pod;
 pub use prerequisites::permitted;
-pub use process::{LIMIT, Lines, Output, Running, run, run_within, spawn};
+pub use process::{LIMIT, Lines, Output, Running, go_first, run, run_within, spawn};
 pub use quick_start::{Block, blocks};
 pub use snapshot::{Section, Snapshot};
 pub use strace::Step;

@@ -90,24 +90,24 @@ impl<'a> Look<'a> {
     /// boot is dead only if its interface can be asked for and is gone. Whatever refers to the
     /// address keeps it: another plugin than the one asking may have made the pod.
     pub(crate) fn is_dead(&self, held: &Held) -> bool {
-        let Some(id) = held.holder.container_id() else { return false };
-        if self.is_being_made(id) || self.is_in_use(held.address) {
+        if held.holder.container_id().is_none() || self.is_in_use(held.address) {
             return false;
         }
-        let lives = self.sight.lives(&held.holder);
-        !lives.unwrap_or(held.origin == Origin::Ours)
+        !self.lives(&held.holder).unwrap_or(held.origin == Origin::Ours)
     }
 
-    /// Whether the lease is dead, and its interface known to be gone.
+    /// Whether the lease is dead, and its interface known to be gone. Interfaces come before
+    /// addresses, which take longer to look for.
     fn is_orphan(&self, held: &Held) -> bool {
-        let has_name = matches!(held.holder, Holder::Attachment(_));
-        has_name && self.sight.interface_lives.is_some() && self.is_dead(held)
+        self.lives(&held.holder) == Some(false) && !self.is_in_use(held.address)
     }
 
-    /// Whether a plugin works on the holder, or its interface lives as far as that can be told.
-    fn is_at_work_or_alive(&self, holder: &Holder) -> bool {
-        holder.container_id().is_some_and(|id| self.is_being_made(id))
-            || self.sight.lives(holder) == Some(true)
+    /// Whether a plugin works on the holder, or its interface lives; `None` if that cannot be told.
+    fn lives(&self, holder: &Holder) -> Option<bool> {
+        if holder.container_id().is_some_and(|id| self.is_being_made(id)) {
+            return Some(true);
+        }
+        self.sight.lives(holder)
     }
 
     fn is_being_made(&self, container: &str) -> bool {
@@ -212,7 +212,7 @@ pub(crate) fn collect(
     let mut outcome = Ok(());
     for lease in noted {
         let Some(held) = store.read(lease.address)? else { continue };
-        if is_valid(&held.holder) || look.is_at_work_or_alive(&held.holder) {
+        if is_valid(&held.holder) || look.lives(&held.holder) == Some(true) {
             continue;
         }
         if let Err(error) = store.release(held.address, &held.holder) {

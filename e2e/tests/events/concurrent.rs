@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use e2e::Family;
 use serde_json::json;
 
-use crate::stage::{Stage, go_first};
+use crate::stage::Stage;
 
 const HIT: usize = 1;
 const PODS: usize = 6;
@@ -36,7 +36,7 @@ fn syncs_adds_and_status_at_once() -> Result<()> {
     };
     let sync = || until_over(&syncs, &|| stage.weft(HIT, &["sync"])?.ok().map(drop));
     let status = || {
-        go_first()?;
+        e2e::go_first()?;
         until_over(&ticks, &|| stage.timely_status(HIT))
     };
     let none = AtomicUsize::new(0);

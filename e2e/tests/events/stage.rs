@@ -1,11 +1,10 @@
 //! The lesson's nodes with weft on them and a pod on each.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Chain, Families, Family, Lab, Node, Output, Pod, Topology, run, weft_bin_dir};
+use e2e::{Chain, Families, Family, Lab, Node, Output, Pod, Topology, weft_bin_dir};
 use serde_json::{Value, json};
 
 use crate::traffic::{Flow, Streams, Traffic};
@@ -16,13 +15,6 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What the STATUS of a chain takes at most (docs/convergence.md).
 const STATUS_LIMIT: Duration = Duration::from_secs(1);
-
-/// Gives this thread, and what it starts, priority over all else on the processors, where
-/// the machine's root may: [`STATUS_LIMIT`] is on what weft does and waits for.
-pub(crate) fn go_first() -> Result<()> {
-    let thread = nix::unistd::gettid().to_string();
-    run(Command::new("renice").args(["--priority", "-20", "--pid", &thread])).map(drop)
-}
 
 /// How the work of a daemon is set off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +144,7 @@ impl Stage {
         }
     }
 
-    /// STATUS on a node, which has to succeed in time; on a busy machine after [`go_first`].
+    /// STATUS on a node, which has to succeed in time; on a busy machine after [`e2e::go_first`].
     pub(crate) fn timely_status(&self, index: usize) -> Result<()> {
         let started = Instant::now();
         self.chains[index].status()?;

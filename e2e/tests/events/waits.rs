@@ -11,7 +11,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::stage::{DEADLINE, Stage, Trigger, go_first};
+use crate::stage::{DEADLINE, Stage, Trigger};
 
 /// How long a sync waits for the lock (docs/convergence.md).
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
@@ -62,7 +62,7 @@ fn a_stopped_process_has_the_lock() -> Result<()> {
     let holder = stopped_holder(node)?;
     node.sh("ip route del unreachable 10.0.1.0/24; ip route del 10.0.2.0/24")?;
     // Nobody else has repaired it, and nobody waits: GC, too, would fail after a wait.
-    go_first()?;
+    e2e::go_first()?;
     stage.timely_status(HIT)?;
     stage.chains[HIT].gc(&[("pod", "eth0")]).map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
     ensure!(!stage.is_converged(HIT)?);
@@ -135,7 +135,7 @@ fn a_status_is_over_in_time_however_slow_the_map_is() -> Result<()> {
     let mut holder = node.spawn(&["perl", "-e", &script])?;
     holder.lines()?.until("held")?;
     stage.chains[HIT].take_log();
-    go_first()?;
+    e2e::go_first()?;
     stage.timely_status(HIT)?;
     let said: Vec<String> =
         stage.chains[HIT].take_log().into_iter().map(|run| run.stderr).collect();

@@ -169,21 +169,28 @@ fn a_pod_that_is_being_made_keeps_its_lease() {
     assert!(dir.held().is_empty());
 }
 
-/// Leases of six containers, of which the interfaces of three are gone: `r-a`, whose address is in
-/// use, and `r-b` and `r-c`.
+/// As `fill`, for containers that no process of another test works on.
+fn fill_quietly(config: &Value) {
+    for id in ["o-a", "o-b", "o-c", "o-d", "o-e"] {
+        add(host(), id, config).unwrap();
+    }
+}
+
+/// Leases of six containers, of which the interfaces of three are gone: `o-a`, whose address is in
+/// use, and `o-b` and `o-c`.
 fn with_orphans(dir: &Dir) -> Value {
     let config = small(dir);
-    fill(&config);
+    fill_quietly(&config);
     // As old versions of the reference plugin wrote it, and as nobody does.
-    dir.write("10.1.2.20", "r-b");
-    dir.write("10.1.2.21", "reserved for r-b");
+    dir.write("10.1.2.20", "o-b");
+    dir.write("10.1.2.21", "reserved for o-b");
     config
 }
 
 fn free(dir: &Dir, config: &Value, wait: Wait, most: usize) -> Vec<String> {
     let lives = |key: &AttachmentKey| match key.container_id.as_str() {
-        "r-a" | "r-b" | "r-c" => Ok(false),
-        "r-d" => Err(Error::new(cni::Code::Kernel, "no answer")),
+        "o-a" | "o-b" | "o-c" => Ok(false),
+        "o-d" => Err(Error::new(cni::Code::Kernel, "no answer")),
         _ => Ok(true),
     };
     let used = |address: std::net::IpAddr| address.to_string() == "10.1.2.2";
@@ -220,7 +227,7 @@ fn orphans_are_those_whose_interface_is_gone() {
 fn an_orphan_of_the_reference_plugin_is_one_too() {
     let dir = Dir::new();
     let config = small(&dir);
-    for (address, id) in [("10.1.2.2", "r-a"), ("10.1.2.3", "r-b"), ("10.1.2.5", "r-e")] {
+    for (address, id) in [("10.1.2.2", "o-a"), ("10.1.2.3", "o-b"), ("10.1.2.5", "o-e")] {
         dir.write(address, &format!("{id}\r\neth0"));
     }
     assert_eq!(free(&dir, &config, Wait::No, 10), ["10.1.2.3"]);
@@ -278,15 +285,15 @@ fn an_orphan_that_is_being_made_is_none() {
 fn a_lease_that_was_made_anew_meanwhile_is_kept() {
     let dir = Dir::new();
     let config = small(&dir);
-    add(host(), "r-a", &config).unwrap();
-    add(host(), "r-b", &config).unwrap();
+    add(host(), "o-a", &config).unwrap();
+    add(host(), "o-b", &config).unwrap();
     let made_anew = Cell::new(false);
     let in_use = |_: std::net::IpAddr| {
         if !made_anew.replace(true) {
-            del("r-a", &config);
+            del("o-a", &config);
             let mut same = config.clone();
             same["runtimeConfig"] = json!({ "ips": ["10.1.2.2"] });
-            assert_eq!(add_one(host(), "r-a", &same).unwrap(), "10.1.2.2");
+            assert_eq!(add_one(host(), "o-a", &same).unwrap(), "10.1.2.2");
         }
         false
     };
@@ -307,7 +314,7 @@ fn a_lease_that_was_made_anew_meanwhile_is_kept() {
 fn leases_with_a_route_are_not_looked_into() {
     let dir = Dir::new();
     let config = small(&dir);
-    fill(&config);
+    fill_quietly(&config);
     let routed = |address: std::net::IpAddr| address.to_string() != "10.1.2.4";
     let all = |_: std::net::IpAddr| true;
     let asked = Cell::new(0);
@@ -338,25 +345,27 @@ fn leases_with_a_route_are_not_looked_into() {
 fn what_the_index_has_and_the_directory_has_not_is_forgotten() {
     let dir = Dir::new();
     let config = with_orphans(&dir);
+    let taken = || HostLocal { host: host() }.usage(&network(&config)).unwrap().remove(0).taken;
+    // The gateway, and five containers.
+    assert_eq!(taken(), 6);
     let sealed = fs::metadata(dir.leases()).unwrap().modified().unwrap();
     fs::remove_file(dir.leases().join("10.1.2.3")).unwrap();
     fs::File::open(dir.leases()).unwrap().set_modified(sealed).unwrap();
+    assert_eq!(taken(), 6, "the index is not believed");
     assert_eq!(free(&dir, &config, Wait::No, 10), ["10.1.2.4"]);
-    let mut usage = HostLocal { host: host() }.usage(&network(&config)).unwrap();
-    // The gateway, and three of five containers.
-    assert_eq!(usage.remove(0).taken, 4);
+    assert_eq!(taken(), 4);
 }
 
 #[test]
 fn gc_keeps_what_has_an_interface() {
     let dir = Dir::new();
     let config = small(&dir);
-    fill(&config);
-    let lives = |key: &AttachmentKey| Ok(key.container_id == "r-c");
+    fill_quietly(&config);
+    let lives = |key: &AttachmentKey| Ok(key.container_id == "o-c");
     let look = || Sight { interface_lives: Some(Box::new(lives)), ..nothing_in_use() };
     let veth = HostLocal { host: Host::new(&no_ranges, &look) };
-    veth.gc(&[key("r-a")], &network(&config)).unwrap();
-    assert_eq!(dir.held().into_values().collect::<Vec<_>>(), ["r-a\r\neth0", "r-c\r\neth0"]);
+    veth.gc(&[key("o-a")], &network(&config)).unwrap();
+    assert_eq!(dir.held().into_values().collect::<Vec<_>>(), ["o-a\r\neth0", "o-c\r\neth0"]);
 }
 
 #[test]
